@@ -1,0 +1,1 @@
+"""What came of it: judges, the sandbox, tasks, the harness, statistics."""

@@ -1,0 +1,1 @@
+"""Which rows, and which targets: pool hygiene, embedding, clustering, quality, sampling, responses."""

@@ -1,0 +1,1 @@
+"""How to learn from the rows: mixture, curriculum, packing, objective, the trainer, checkpoints, export."""
