@@ -9,7 +9,10 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 from cuvee.errors import UserError
 
@@ -62,6 +65,24 @@ class Amount:
         if self.kind == "tokens":
             raise ValueError("an amount in tokens needs the token lengths")
         return int(self.value) if self.kind == "rows" else math.floor(self.value * size)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """A Config may say `amount: Amount`: read from its text, written back as its text."""
+
+        def read(text: object) -> Amount:
+            try:
+                return cls.parse(text)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+
+        return core_schema.no_info_plain_validator_function(
+            read, serialization=core_schema.to_string_ser_schema(when_used="always")
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "examples": ["all", "none", "1/256", "25%", "500 rows", "2x", "3M tokens"]}
 
     def __str__(self) -> str:
         if self.kind == "fraction":
