@@ -37,7 +37,7 @@ def row_keys(
     words, lengths = _words(ids)
     state = _mix(np.uint64(stream_seed(seed, *path)) ^ lengths)
     for column in range(words.shape[1]):
-        state = _mix(state ^ words[:, column])
+        state = np.where(lengths > 8 * column, _mix(state ^ words[:, column]), state)  # no trace of the padding
     return state if number is None else _mix(state ^ np.asarray(number).astype(np.uint64))
 
 
