@@ -33,6 +33,8 @@ class Decoding(Config):
     stop: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     """When given, the answer is exactly one of these strings (constrained decoding)."""
+    first_tokens: int = 0
+    """How many of the likeliest first tokens to report with their log-probabilities (at most 20)."""
 
 
 @dataclass(frozen=True)
