@@ -1,0 +1,199 @@
+r"""Numbers as people write them: one grammar, exact rationals.
+
+Read: thousands separators (`1,234`, `1 234` with a no-break or thin space, `1_234`, `1'234`), currencies, percent,
+scale words (`2.5 million`, `5k`), fractions (`3/4`, `\frac{3}{4}`, ½), mixed numbers (`1 3/4`), scientific notation
+(`1.2e5`, `1.2 x 10^5`, `10^{-3}`) and units of length, mass, time, volume and money. Values are `Fraction`s, so that
+0.1 + 0.2 problems do not exist; how far two may differ is said in one place, `same`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from evaluation.judges.units import UNITS
+
+_GROUP = "[,_' \u2019\u00a0\u202f\u2009]"
+_PLAIN = (
+    r"\d{1,3}(?:\.\d{3})+,\d{1,2}(?![\d,])|\d+,\d{1,2}(?![\d,])"  # decimal comma: 1.234,56 and 12,50
+    rf"|(?:\d{{1,3}}(?:{_GROUP}\d{{3}})+(?!\d)|\d{{1,2}}(?:,\d{{2}})+,\d{{3}}(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+)
+_FRAC = r"\\[dt]?frac\s*(?:\{\s*([-+]?[\d.,]+)\s*\}\s*\{\s*([\d.,]+)\s*\}|(\d)(\d))"
+NUMBER = re.compile(
+    r"(?P<sign>(?<![\w)\]}])[-+–])?"
+    r"(?P<money>US\$|\\?\$|[€£¥₹]|(?:USD|EUR|GBP)\s)?\s?"
+    r"(?P<sign2>[-+–])?"
+    r"(?:(?P<mixed>\d+)(?:\s+|\s*(?=\\))(?=\d+\s*/\s*\d|\\[dt]?frac))?"
+    rf"(?:{_FRAC}|(?P<top>\d[\d,]*)\s*/\s*(?P<bottom>\d[\d,]*)(?![\d/])|(?P<plain>{_PLAIN}))"
+    r"(?:[eE](?P<exp>[-+]?\d{1,4})(?!\w)|\s*(?:[x×*·]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*\{?(?P<ten>[-+]?\d{1,4})\}?)?"
+    r"(?:\s?(?P<percent>\\?%|percent\b|per cent\b)"
+    r"|\s*-?(?P<scale>thousand|million|billion|trillion)\b|(?P<suffix>k|K|M|B|bn)\b)?",
+)
+# Where a number may start, so that the large expression is tried at few places.
+_START = re.compile(r"(?<![\w)\]}])[-+–](?=[\d.$\\€£¥₹])|US\$|\\?\$|[€£¥₹]|(?:USD|EUR|GBP)\s|\\[dt]?frac|\.?\d")
+_COMMA = re.compile(r",\d{1,2}$")
+_POWER = re.compile(r"(?<![\d.])10\s*(?:\^|\*\*)\s*\{?([-+]?\d{1,4})\}?")
+_UNIT = re.compile(r"\s*[-\s]?\\?(?:text|mathrm|mbox)?\{?\s*([A-Za-zµ°$€£¢]+)(?:\s*(\^\{?[23]\}?|[²³]))?\}?")
+_SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12, "k": 3, "m": 6, "b": 9, "bn": 9}
+_VULGAR = {
+    "½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5",
+    "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8",
+}  # fmt: skip
+_VULGAR_SIGN = re.compile(r"((?<=\d)\s?)?([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])")
+_TEN_TO = re.compile("(?<=10)([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
+_OTHER_DIGIT = re.compile(r"(?![0-9])\d")
+_SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_FOLD = {ord(wide): narrow for wide, narrow in zip("０１２３４５６７８９．，－％", "0123456789.,-%", strict=True)}
+_FOLD |= {0x2212: "-", 0x2010: "-", 0x2011: "-", 0xFE63: "-", 0x066B: ".", 0x066C: ",", 0xFF04: "$", 0x2044: "/"}
+_ODD = frozenset(map(chr, _FOLD)) | frozenset(_VULGAR) | frozenset("⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """`decimals`: digits shown after the point (None for fractions), `digits`: significant digits shown.
+
+    `percent`: a percent sign stood there, and `value` is what was written before it. `unit` is a key of `UNITS`.
+    """
+
+    value: Fraction
+    decimals: int | None = 0
+    digits: int = 0
+    percent: bool = False
+    unit: str = ""
+
+
+def fold(text: str) -> str:
+    """Full-width and other forms of digits, signs and fractions as ASCII. ASCII text is returned as it is."""
+    if text.isascii() or not any(c > "\x7f" and (c in _ODD or c.isdecimal()) for c in set(text)):
+        return text
+    text = text.translate(_FOLD)
+    if _VULGAR_SIGN.search(text):
+        text = _VULGAR_SIGN.sub(lambda m: ("" if m[1] is None else " ") + _VULGAR[m[2]], text)
+    text = _TEN_TO.sub(lambda m: "^" + m[1].translate(_SUPERSCRIPT), text)
+    # Digits of other scripts (Arabic-Indic, Devanagari) are digits to `re` and `int` too, but 3 must equal ٣ as text.
+    return _OTHER_DIGIT.sub(lambda m: str(int(m[0])), text)
+
+
+def find(text: str) -> list[tuple[Number, int, int]]:
+    """All numbers in folded text, with start and end."""
+    found: list[tuple[Number, int, int]] = []
+    position = 0
+    while start := _START.search(text, position):
+        match = NUMBER.match(text, start.start())
+        if match is None:
+            position = start.end()
+            continue
+        power = _POWER.match(text, match.start("plain")) if match["plain"] == "10" else None
+        number = _power(match, power) if power else _number(match)
+        end = power.end() if power else match.end()
+        if number is not None:
+            unit, end = _unit(text, match, end)
+            if unit:
+                number = Number(number.value, number.decimals, number.digits, number.percent, unit)
+            found.append((number, match.start(), end))
+        position = max(end, match.start() + 1)
+    return found
+
+
+def _sign(match: re.Match[str]) -> int:
+    return -1 if (match["sign"] or match["sign2"] or "+") in "-–" else 1
+
+
+def _power(match: re.Match[str], power: re.Match[str]) -> Number:
+    sign = _sign(match)
+    return Number(sign * Fraction(10) ** int(power[1]), None, 1)
+
+
+def _number(match: re.Match[str]) -> Number | None:
+    sign = _sign(match)
+    decimals: int | None = 0
+    if match["plain"]:
+        text = match["plain"]
+        if text.isdigit() and not (match["exp"] or match["ten"] or match["scale"] or match["suffix"] or match["mixed"]):
+            return Number(Fraction(sign * int(text)), 0, len(text.lstrip("0")) or 1, bool(match["percent"]))
+        if _COMMA.search(text):
+            text = text.replace(".", "").replace(",", ".")
+        text = re.sub(r"[^\d.]", "", text)
+        value = Fraction(text)
+        whole, _, part = text.partition(".")
+        decimals, digits = len(part), len((whole + part).lstrip("0")) or 1
+    else:
+        top = match["top"] or match[4] or match[6]
+        bottom = match["bottom"] or match[5] or match[7]
+        top, bottom = top.replace(",", ""), bottom.replace(",", "")
+        try:
+            value, decimals, digits = Fraction(top) / Fraction(bottom), None, 99
+        except (ZeroDivisionError, ValueError):
+            return None
+    if match["mixed"]:
+        value += int(match["mixed"])
+    shift = int(match["exp"] or match["ten"] or 0)
+    shift += _SCALES.get((match["scale"] or match["suffix"] or "").lower(), 0)
+    if shift:
+        value *= Fraction(10) ** shift
+        decimals = None if decimals is None else decimals - shift
+    return Number(sign * value, decimals, digits, bool(match["percent"]))
+
+
+def _unit(text: str, match: re.Match[str], end: int) -> tuple[str, int]:
+    """The unit after the number, or the currency before it."""
+    if match["percent"]:
+        return "", end
+    after = _UNIT.match(text, end)
+    if after:
+        name = after[1] + (after[2] or "").strip("^{}").translate(_SUPERSCRIPT)
+        for candidate in (name, name.lower()):
+            if candidate in UNITS:
+                return candidate, after.end()
+    money = (match["money"] or "").strip().lstrip("\\").upper().removeprefix("US$") or ("$" if match["money"] else "")
+    return (money if money in UNITS else ""), end
+
+
+def same(a: Number, b: Number, *, relative: float, rounded: bool) -> tuple[bool, str]:
+    """Whether two numbers say the same, and why, with `relative` tolerance for decimals.
+
+    Whole numbers must be equal. A decimal may be the other one rounded, when it shows at least two places and three
+    significant digits: 33.33 is 33.333, and 0.67 is two thirds to nobody who marks exams. A percent sign is read both
+    as a unit (50% is 50) and as a hundredth (50% is 0.5).
+    """
+    left, right = _convert(a, b)
+    if left is None or right is None:
+        return False, f"units differ: {a.unit} and {b.unit}"
+    pairs = [(left, right)]
+    if a.percent != b.percent:
+        pairs.append((left / 100, right) if a.percent else (left, right / 100))
+    for index, (x, y) in enumerate(pairs):
+        if x == y:
+            return True, "equal"
+        if (a.decimals != 0 or b.decimals != 0) and abs(x - y) <= Fraction(relative) * max(abs(x), abs(y)):
+            return True, f"equal within {relative:g}"
+        if rounded and _rounds(x, y, a, b, shift=2 if index else 0):
+            return True, "equal after rounding to the places shown"
+    return False, "not equal"
+
+
+def _convert(a: Number, b: Number) -> tuple[Fraction | None, Fraction | None]:
+    """Both values in one unit; None where the units cannot be compared. A missing unit means the other's."""
+    if not a.unit or not b.unit or a.unit == b.unit:
+        return a.value, b.value
+    (kind_a, scale_a), (kind_b, scale_b) = UNITS[a.unit], UNITS[b.unit]
+    if kind_a != kind_b:
+        return None, None
+    return a.value * scale_a, b.value * scale_b
+
+
+def _rounds(x: Fraction, y: Fraction, a: Number, b: Number, *, shift: int) -> bool:
+    """`shift`: places to add for the number that carries the percent sign, since it was divided by 100."""
+    places = []
+    for number in (a, b):
+        if number.decimals is not None:
+            moved = number.decimals + (shift if number.percent else 0)
+            places.append((moved, number.digits, number.decimals))
+    if not places or (a.unit and b.unit and a.unit != b.unit):
+        return False
+    moved, digits, shown = min(places)
+    if shown < 2 or digits < 3 or moved > 30:
+        return False
+    unit = Fraction(10) ** -moved
+    return abs(x - y) <= unit / 2 and (x % unit == 0 or y % unit == 0)
