@@ -4,8 +4,9 @@ The environment follows the one of transformers' `apply_chat_template` (same fla
 joining of strings differs, so that `Traced` contents keep their origin. That it renders the same text is not assumed:
 `Template.render` compares each result with `apply_chat_template` itself.
 
-Base models come without a template. `TEMPLATES` has plain ones for them; `tulu` is the format of the papers on
-instruction modelling and of open-instruct. Each ends the assistant's turns with the tokenizer's end token.
+Base models come without a template. `TEMPLATES` has plain ones for them; `tulu` is the format of open-instruct and of
+arXiv 2405.14394. They end answers with the tokenizer's end token, and with the argument `bos: true` they begin with
+its start token, as Llama models expect.
 """
 
 from __future__ import annotations
@@ -32,20 +33,22 @@ TEMPLATES = {
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     ),
     "tulu": (
-        "{% for message in messages %}{% if message.role == 'assistant' %}"
-        "{{ '<|assistant|>\\n' + message.content | trim + eos_token + '\\n' }}"
+        "{% if bos %}{{ bos_token }}{% endif %}{% for message in messages %}{% if message.role == 'assistant' %}"
+        "{{ '<|assistant|>\\n' + message.content | trim + eos_token + ('' if loop.last else '\\n') }}"
         "{% else %}{{ '<|' + message.role + '|>\\n' + message.content | trim + '\\n' }}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
     ),
     "alpaca": (
-        "{% for message in messages %}{% if message.role == 'system' %}{{ message.content + '\\n\\n' }}"
+        "{% if bos %}{{ bos_token }}{% endif %}{% for message in messages %}{% if message.role == 'system' %}"
+        "{{ message.content + '\\n\\n' }}"
         "{% elif message.role == 'assistant' %}{{ '### Response:\\n' + message.content + eos_token + '\\n\\n' }}"
         "{% elif message.role == 'user' %}{{ '### Instruction:\\n' + message.content + '\\n\\n' }}"
         "{% else %}{{ raise_exception('no tool turns in this format') }}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
     ),
     "vicuna": (
-        "{% for message in messages %}{% if message.role == 'system' %}{{ message.content + ' ' }}"
+        "{% if bos %}{{ bos_token }}{% endif %}{% for message in messages %}{% if message.role == 'system' %}"
+        "{{ message.content + ' ' }}"
         "{% elif message.role == 'assistant' %}{{ 'ASSISTANT: ' + message.content + eos_token }}"
         "{% elif message.role == 'user' %}{{ 'USER: ' + message.content + ' ' }}"
         "{% else %}{{ raise_exception('no tool turns in this format') }}{% endif %}"
