@@ -1,6 +1,6 @@
-"""Intervals, paired comparisons, noise of seeds, and what a number of items can show.
+"""Intervals, paired comparisons, noise of seeds, and what a number of items can show: plain functions.
 
-Plain functions over arrays and item tables. The unit decides the function: items for a claim about one model (`wilson`, `bootstrap_mean`, `clustered_mean`,
+The unit decides the function: items for a claim about one model (`wilson`, `bootstrap_mean`, `clustered_mean`,
 `paired`, `compare`), seeds for a claim about a method (`paired_t`, `variance_components`). Both follow E. Miller,
 "Adding error bars to evals" (arXiv 2411.00640): pair what can be paired, cluster what is clustered.
 """

@@ -1,10 +1,11 @@
 """Seeds as the unit: claims about a method, and where the noise comes from.
 
 A comparison of methods shares its seeds between arms, so it is a paired t over the differences by seed. Noise is split
-by what the seeds vary (sample, order, init, judge): two runs differ by half a squared difference whose expectation is
-the sum of the variances of the factors in which they differ. Least squares over all pairs of runs with variances kept
-non-negative holds for any design, one factor at a time or crossed; for balanced designs it equals the ANOVA
-estimators wherever those are not negative (Searle, Casella and McCulloch, "Variance Components", ch. 4).
+by what the seeds vary (sample, order, init, judge): half the squared difference of two runs has as its expectation the
+sum of the variances of the factors in which they differ. Pairs of runs that differ in one factor give its variance
+directly (for runs that vary one factor at a time, the sample variance of each series). Otherwise least squares over
+all pairs, with variances kept non-negative, holds for any design; for balanced ones it equals the ANOVA estimators
+where those are not negative (Searle, Casella and McCulloch, "Variance Components", ch. 4).
 """
 
 from __future__ import annotations
@@ -100,14 +101,17 @@ def variance_components(
         [[float(str(runs[i][f]) != str(runs[j][f])) for f in varying] + [1.0] * residual for i, j in pairs]
     ).reshape(len(pairs), len(varying) + residual)
     halves = np.array([(values[i] - values[j]) ** 2 / 2 for i, j in pairs])
+    single = design.sum(axis=1) == 1
+    if not residual and design[single].any(axis=0).all():
+        design, halves = design[single], halves[single]
     names = [*varying, *(["residual"] if residual else [])]
     known = _identified(design)
     found: dict[str, float] = {}
+    total = math.nan
     if names and pairs:
         solution, _ = nnls(design, halves)
         found = {name: float(v) for name, v, ok in zip(names, solution, known, strict=True) if ok}
-    # Even when single factors cannot be told apart, the fit to "everything differs" is unique.
-    total = float(np.sum(nnls(design, halves)[0])) if names and pairs else math.nan
+        total = float(solution.sum())  # of factors that vary only together, their sum is known
     parts = tuple(
         Component(
             name,
@@ -119,7 +123,7 @@ def variance_components(
         for name in [*factors, *(["residual"] if residual else [])]
     )
     confounded = tuple(name for name, ok in zip(names, known, strict=True) if not ok)
-    return Components(parts, math.sqrt(total) if total == total else math.nan, len(runs), confounded)
+    return Components(parts, math.sqrt(total), len(runs), confounded)
 
 
 def _identified(design: np.ndarray) -> list[bool]:

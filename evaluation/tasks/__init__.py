@@ -1,0 +1,79 @@
+"""Benchmarks by name. `get` takes a recipe's word, `available` says what can run on this machine.
+
+`name@5` asks with five examples, `name/test` is the same as `name`, and `lm_eval:<task>` is any task of
+lm-evaluation-harness.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from cuvee.errors import UserError
+from evaluation import data
+from evaluation.items import ITEMS_SCHEMA, summarise
+from evaluation.tasks import chat, choice, code, ifeval, numeric, qa  # noqa: F401 - they register themselves
+from evaluation.tasks.chat import compare_answers, length_controlled
+from evaluation.tasks.generation import GenerationTask, judged
+from evaluation.tasks.loss import gold_loss
+from evaluation.tasks.registry import TASKS, register
+from evaluation.tasks.task import EvalOptions, Item, Kind, Task
+
+__all__ = [
+    "ITEMS_SCHEMA",
+    "TASKS",
+    "EvalOptions",
+    "GenerationTask",
+    "Item",
+    "Kind",
+    "Task",
+    "available",
+    "compare_answers",
+    "get",
+    "gold_loss",
+    "judged",
+    "length_controlled",
+    "register",
+    "summarise",
+]
+
+ALIASES = {"truthfulqa": "truthfulqa_mc2", "commonsense_qa": "csqa", "nq": "nq_open", "arc": "arc_challenge"}
+HARNESS = "lm_eval:"
+
+
+def get(name: str) -> Task:
+    """The task of a recipe's word. Raises UserError for an unknown one, with the nearest known."""
+    word, _, shots = name.removesuffix("/test").partition("@")
+    word = ALIASES.get(word, word)
+    if word.startswith(HARNESS):
+        from evaluation.harness import HarnessTask
+
+        task: Task = HarnessTask(word.removeprefix(HARNESS))
+    else:
+        task = TASKS[word]
+    if not shots:
+        return task
+    if not shots.isdigit() or not hasattr(task, "shots"):
+        raise UserError(f"{name!r}: {word} takes no number of examples there", remedy="write name@5")
+    return replace(task, shots=int(shots))  # type: ignore[type-var]
+
+
+def available() -> list[dict[str, Any]]:
+    """One dict a task: name, kind, metric, available (no download needed), where or how to get it, items."""
+    out = []
+    for name in TASKS:
+        task = TASKS[name]
+        found = [data.available(source) for source in task.sources if source.package or source.hub]
+        missing = [where for here, where in found if not here]
+        out.append(
+            {
+                "name": name,
+                "kind": task.kind,
+                "metric": task.metric,
+                "version": task.version,
+                "available": not missing,
+                "where": "; ".join(missing or dict.fromkeys(where for _, where in found)) or "built in",
+                "items": task.sources[0].rows,
+            }
+        )
+    return out
