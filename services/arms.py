@@ -1,0 +1,231 @@
+"""From one recipe to its arms: every run of the sweep, with its seeds.
+
+An arm is the recipe with some keys set: the values of its cell of the grid, then the consequences of `when` in the
+order written (each sees what the ones before it set), or the changes of an entry of `add` or `ablate`. Variables are
+put in last, so that what an arm sets may use them. Each arm is checked like a recipe of its own, and an arm that
+cannot work is refused before anything runs, by its name.
+
+Seeds are kept apart by what they move (`services.variants.STREAMS`). Under `repeat`, every arm is run with the same
+list of seeds; the streams in `vary` follow the seed and all others stay with the recipe's, so that arms differ by what
+they set and not by luck, and steps that no varied stream touches are shared between the seeds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cuvee.errors import RecipeError, nearest
+from services import overlay
+from services.recipe import Recipe, parse
+from services.variants import STREAMS, Contrast
+from services.yaml_lines import Document, Path_
+
+_PLURAL = ("let", "arms", "repeat", "contrasts")
+"""Parts of a recipe that an arm does not have."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run. `variant` names what it sets, `name` adds the seed where there are several.
+
+    `settings` has the keys that the arm sets, as written, with their values as text; `arm` is the name of an entry of
+    `add` or `ablate`. `seeds` has the seed of every stream; `varies` the streams that follow `seed`.
+    """
+
+    name: str
+    variant: str
+    settings: dict[str, str]
+    seed: int
+    varies: tuple[str, ...]
+    seeds: dict[str, int]
+    document: Recipe
+
+
+def expand(recipe: Recipe) -> list[Arm]:
+    """All arms, in the order written, the seeds of one together. Raises RecipeError naming the arm that cannot work."""
+    arms = [
+        arm for variant, settings, document in _variants(recipe) for arm in _seeded(recipe, variant, settings, document)
+    ]
+    _check_names(recipe, arms)
+    _check_used(recipe, arms)
+    for i, contrast in enumerate(recipe.contrasts):
+        pairs(contrast, arms, recipe, ("contrasts", i))
+    return arms
+
+
+def match(side: Mapping[str, Any], arms: Sequence[Arm]) -> list[Arm]:
+    """The arms that a side of a contrast names: those that set all its keys to its values.
+
+    A key may be shortened to its last part (`model` for `train.model`).
+    """
+    return [arm for arm in arms if all(_setting(arm, key) == label(value) for key, value in side.items())]
+
+
+def pairs(
+    contrast: Contrast, arms: Sequence[Arm], recipe: Recipe | None = None, at: Path_ = ()
+) -> list[tuple[Arm, Arm]]:
+    """(arm of a, arm of b) of the same seed, alike in every setting that both have, but for those named by both sides.
+
+    Raises RecipeError when a side matches no arm, or an arm of a has no partner or several.
+    """
+    left, right = match(contrast.a, arms), match(contrast.b, arms)
+    free = {_full(key, left) for key in contrast.a} & {_full(key, right) for key in contrast.b}
+
+    def wrong(message: str, remedy: str = "") -> RecipeError:
+        return recipe.error(message, at, remedy=remedy) if recipe else RecipeError(message, remedy=remedy)
+
+    names = sorted({arm.variant for arm in arms})
+    for word, side, found in (("a", contrast.a, left), ("b", contrast.b, right)):
+        if not found:
+            raise wrong(f"{word}: {label(side)} matches no arm", f"arms: {'; '.join(names)}")
+    found_pairs = []
+    for a in left:
+        alike = [
+            b
+            for b in right
+            if a.seed == b.seed and all(a.settings[k] == b.settings[k] for k in {*a.settings} & {*b.settings} - free)
+        ]
+        if len(alike) != 1:
+            partners = ", ".join(b.name for b in alike) or "none"
+            raise wrong(f"{a.name} has {len(alike)} partners to be compared with ({partners})", "name more keys in b")
+        found_pairs.append((a, alike[0]))
+    return found_pairs
+
+
+def label(value: Any) -> str:
+    """A value as text: words and numbers as written, the rest as JSON."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool | dict | list):
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return str(value)
+
+
+def _variants(recipe: Recipe) -> Iterator[tuple[str, dict[str, str], Recipe]]:
+    """(name, settings, resolved recipe) of each arm."""
+    arms = recipe.arms
+    names = _short_names(list(arms.grid))
+    if arms.grid:
+        axes = [[(key, *choice) for choice in _choices(values)] for key, values in arms.grid.items()]
+        for cell in itertools.product(*axes):
+            settings = {key: text for key, text, _ in cell}
+            name = ",".join(f"{names[key]}={text}" for key, text in settings.items())
+            yield name, settings, _arm(recipe, name, {key: value for key, _, value in cell}, ("arms", "grid"))
+    for word, named in (("add", arms.add), ("ablate", {"full": {}, **arms.ablate} if arms.ablate else {})):
+        for name, changes in named.items():
+            settings = {"arm": name} | {key: label(value) for key, value in changes.items()}
+            yield name, settings, _arm(recipe, name, changes, ("arms", word, name))
+    if not (arms.grid or arms.add or arms.ablate):
+        yield "main", {}, _arm(recipe, "main", {}, ())
+
+
+def _arm(recipe: Recipe, name: str, changes: Mapping[str, Any], at: Path_) -> Recipe:
+    document = recipe.source
+    for key, value in changes.items():
+        document = _set(document, key, value, recipe.source, (*at, key))
+    for i, rule in enumerate(recipe.arms.when):
+        if all(_holds(document, key, wanted) for key, wanted in rule.of.items()):
+            for key, value in rule.then.items():
+                document = _set(document, key, value, recipe.source, ("arms", "when", i, "then", key))
+    try:
+        return _alone(parse(document))
+    except RecipeError as error:
+        if name == "main":
+            raise
+        # The fault may be of this arm alone, and its place in the file is that of the recipe all the same.
+        raise type(error)(f"{error.message}, in the arm {name}", remedy=error.remedy) from None
+
+
+def _alone(recipe: Recipe) -> Recipe:
+    """The resolved recipe without what makes it several."""
+    from services.variables import resolve
+
+    resolved = resolve(recipe.source)
+    tree = {key: value for key, value in resolved.tree.items() if key not in _PLURAL}
+    return parse(Document(tree, resolved.places))
+
+
+def _set(document: Document, key: str, value: Any, written: Document, at: Path_) -> Document:
+    """The document with a variable or a dotted key set. A new first word is a misspelt one."""
+    place = written.place(at)
+    variables = document.tree.get("let") or {}
+    if key in variables:
+        return overlay.assign(document, f"let.{key}", "none" if value is None else value, place=place)
+    first = key.split(".")[0]
+    if first not in Recipe.model_fields or first in _PLURAL:
+        known = [*variables, *(f for f in Recipe.model_fields if f not in _PLURAL)]
+        raise RecipeError(
+            f'"{key}" is no variable and no key of a recipe', path=place[0], line=place[1], remedy=nearest(key, known)
+        )
+    return overlay.assign(document, key, value, place=place)
+
+
+def _holds(document: Document, key: str, wanted: Any) -> bool:
+    options = wanted if isinstance(wanted, list) else [wanted]
+    variables = document.tree.get("let") or {}
+    values = [variables[key]] if key in variables else overlay.lookup(document.tree, key)
+    if not values and "." not in key and key not in Recipe.model_fields:
+        raise document.error(
+            f'`when` asks for "{key}", which is no variable', ("arms", "when"), remedy=nearest(key, variables)
+        )
+    return any(label(value) == label(option) for value in values for option in options)
+
+
+def _choices(values: list[Any] | dict[str, Any]) -> list[tuple[str, Any]]:
+    """(text, value) of an axis."""
+    return list(values.items()) if isinstance(values, dict) else [(label(value), value) for value in values]
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The last part of each key, where that is enough to tell them apart."""
+    last = [key.rsplit(".", 1)[-1] for key in keys]
+    return {key: short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)}
+
+
+def _seeded(recipe: Recipe, variant: str, settings: dict[str, str], document: Recipe) -> Iterator[Arm]:
+    repeat = recipe.repeat
+    for seed in repeat.seeds if repeat else (recipe.seed,):
+        varies = repeat.vary if repeat else ()
+        seeds = {stream: seed if stream in varies else recipe.seed for stream in STREAMS}
+        name = f"{variant},seed={seed}" if repeat and len(repeat.seeds) > 1 else variant
+        yield Arm(name, variant, settings, seed, tuple(varies), seeds, document)
+
+
+def _check_names(recipe: Recipe, arms: Sequence[Arm]) -> None:
+    names = [arm.name for arm in arms]
+    for name in names:
+        if names.count(name) > 1:
+            raise recipe.error(f"two arms are named {name}", ("arms",), remedy="write each value once")
+
+
+def _check_used(recipe: Recipe, arms: Sequence[Arm]) -> None:
+    """Every table must serve some arm: one that does not is a forgotten or misspelt mix."""
+    used: set[str] = set()
+    for arm in arms:
+        document = arm.document
+        named = [table for stage in document.stages.values() for table in stage.mix]
+        named += [*document.evaluate.tables, *(point.name for point in document.points() if point.kind == "round")]
+        used |= {t for name in named for t in document.lineage(name.partition("@")[0])}
+    for table in recipe.data:
+        if table not in used and recipe.stages:
+            raise recipe.error(
+                f"{table} is used nowhere", ("data", table), remedy="put it into a mix or a measurement, or delete it"
+            )
+
+
+def _setting(arm: Arm, key: str) -> str | None:
+    full = _full(key, [arm])
+    return arm.settings.get(full)
+
+
+def _full(key: str, arms: Sequence[Arm]) -> str:
+    """The key as the arms write it."""
+    known = list(dict.fromkeys(k for arm in arms for k in arm.settings))
+    if key in known:
+        return key
+    ending = [k for k in known if k.endswith(f".{key}")]
+    return ending[0] if len(ending) == 1 else key

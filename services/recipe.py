@@ -1,0 +1,405 @@
+"""The recipe: one YAML file that says an experiment whole.
+
+`load` reads the file, lays profiles and `--set` over it, puts variables in, and checks it by the Config of every
+piece. What comes out is the recipe with the values of `let` as written; `services.arms.expand` makes the arms of it.
+Errors name the file, the line and the key. The language is described where its words are: tables in
+`services.tables`, stages here, `evaluate` in `services.measures`, `arms`, `repeat` and `contrasts` in
+`services.variants`, settings of an operation beside the code that does it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from cuvee.amounts import Amount
+from cuvee.config import Config
+from cuvee.errors import RecipeError, UserError, nearest
+from services import overlay, variables, yaml_lines
+from services.measures import Evaluate, Point
+from services.models import BUILTIN_MODEL, ModelSpec
+from services.tables import OPERATIONS, Table, piece, read
+from services.variants import Arms, Contrast, Repeat
+from services.yaml_lines import Document, Path_
+from training import curriculum
+from training.settings import Execution, TrainConfig
+
+BASE = "base"
+"""The model before any stage, as a word of `init` and `at`."""
+
+CURRENT = "current"
+"""The model of the round, as a word inside `iterate`."""
+
+
+def _objective(value: Any) -> Any:
+    return read(piece("training.objective:Objective"), value)
+
+
+class Train(TrainConfig):
+    """Defaults of every stage: the training settings, and which model."""
+
+    model: str = Field(default="", description="a name in `models`; may be left out when there is one")
+
+
+class Stage(Config):
+    """One stage of training. The mix is the list of tables with how much of each, once an epoch."""
+
+    mix: dict[str, Amount]
+    init: str = Field(default="", description="base or an earlier stage; the stage before if absent")
+    epochs: float | None = Field(default=None, gt=0, description="passes over the mix; those of `train` if absent")
+    schedule: Literal["restart", "keep"] = Field(
+        default="restart", description="of the learning rate, when init is a stage"
+    )
+    optimiser: Literal["restart", "keep"] = Field(default="restart", description="its state, when init is a stage")
+    order: Literal["shuffle", "stratified"] = Field(
+        default="shuffle", description="stratified: every window has the mix"
+    )
+    minimum: int = Field(default=0, ge=0, description="rows that a fraction gives at least, where the floor is below")
+    objective: Annotated[Any, PlainValidator(_objective)] = Field(
+        default=None, description="which tokens carry loss; sft if absent"
+    )
+    train: dict[str, Any] = Field(default_factory=dict, description="settings of `train` that differ in this stage")
+
+    @field_serializer("objective")
+    def _plain(self, value: Any) -> Any:
+        return value.model_dump(mode="json", by_alias=True) if isinstance(value, Config) else value
+
+
+class Strategy(Config):
+    """DMT and its relatives without writing the stages: groups of tables, and the fraction k that is replayed."""
+
+    kind: curriculum.Strategy
+    special: tuple[str, ...] = Field(default=(), description="tables of the specialised abilities, learnt first")
+    general: tuple[str, ...] = ()
+    k: Amount = Field(default_factory=lambda: Amount.parse("none"), validate_default=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+
+class Recipe(Config):
+    """A recipe with its variables put in and its strategy spelt out as stages."""
+
+    version: Literal[1] = 1
+    name: str = ""
+    seed: int = 0
+    models: dict[str, ModelSpec] = Field(
+        default_factory=lambda: {BUILTIN_MODEL: ModelSpec.model_validate({"id": f"builtin:{BUILTIN_MODEL}"})}
+    )
+    data: dict[str, Table] = Field(default_factory=dict)
+    let: dict[str, Any] = Field(default_factory=dict)
+    strategy: Strategy | None = None
+    stages: dict[str, Stage] = Field(default_factory=dict)
+    train: Train = Field(default_factory=lambda: Train.model_validate({}))
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    arms: Arms = Field(default_factory=Arms)
+    repeat: Repeat | None = None
+    contrasts: tuple[Contrast, ...] = ()
+    execution: Execution = Field(
+        default_factory=lambda: Execution.model_validate({}), description="where training runs; changes no result"
+    )
+    store: str | None = Field(default=None, description="folder or s3:// address of the artifacts")
+    tracking: str | None = Field(default=None, description="address of the MLflow server, or sqlite:///file")
+
+    _source: Document = PrivateAttr(default_factory=lambda: Document({}))
+    _written: tuple[str, ...] = PrivateAttr(default=())
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return {} if value in ("none", None) else value
+
+    @property
+    def source(self) -> Document:
+        """The merged document as written, with variables and arms, and the places of its keys."""
+        return self._source
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The merged mapping as written."""
+        return self._source.tree
+
+    @property
+    def hash(self) -> str:
+        """32 hex digits of what the recipe says. The order of stages counts, that of other keys does not."""
+        said = {k: v for k, v in self.document.items() if k not in ("execution", "store", "tracking")}
+        text = json.dumps(_canonical(said, ()), ensure_ascii=False, separators=(",", ":"))
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def error(self, message: str, path: Path_, *, remedy: str = "") -> RecipeError:
+        """The error to raise about a key of this recipe, with its file and line."""
+        return self._source.error(message, path, remedy=remedy)
+
+    def train_for(self, stage: str) -> TrainConfig:
+        """The settings of a stage: `train`, then the stage's own."""
+        return TrainConfig.model_validate(self._settings(stage).model_dump(exclude={"model"}))
+
+    def model_for(self, stage: str = "") -> str:
+        """The name of the model that is trained (in `stage`), and measured as base."""
+        return (self._settings(stage) if stage else self.train).model or next(iter(self.models))
+
+    def _settings(self, stage: str) -> Train:
+        own = self.stages[stage]
+        epochs = {} if own.epochs is None else {"epochs": own.epochs}
+        settings: dict[str, Any] = self.train.model_dump(exclude_unset=True)
+        for key, value in {**own.train, **epochs}.items():
+            old = settings.get(key)
+            settings[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+        return Train.model_validate(settings)
+
+    def objective_for(self, stage: str) -> Any:
+        """The stage's Objective; names of tables in `by_source` are replaced by the sources of these tables."""
+        objective = self.stages[stage].objective
+        if objective is None:
+            return _objective("sft")
+        by_source = getattr(objective, "by_source", None)
+        if not by_source:
+            return objective
+        named = {s: o for key, o in by_source.items() for s in (self.leaves(key) if key in self.data else (key,))}
+        return objective.model_copy(update={"by_source": named})
+
+    def lineage(self, table: str) -> tuple[str, ...]:
+        """The table and all tables that it is made from."""
+        found = [table]
+        for name in found:
+            found += [o for o in self.data[name].origins if isinstance(o, str) and o in self.data and o not in found]
+        return tuple(found)
+
+    def leaves(self, table: str) -> tuple[str, ...]:
+        """The names of the sources that a table is made from."""
+        origins = [o for name in self.lineage(table) for o in self.data[name].origins]
+        names = [o if isinstance(o, str) else str(o.get("name") or o.get("path") or "") for o in origins]
+        return tuple(dict.fromkeys(name for name in names if name not in self.data))
+
+    def points(self) -> tuple[Point, ...]:
+        """The moments of `evaluate.at`, in order. A stage that this arm's strategy took away is passed over."""
+        found = []
+        for word in self.evaluate.at:
+            name, _, number = word.partition("@")
+            if name == "final":
+                name = next(reversed(self.stages), BASE)
+            if name == BASE:
+                found.append(Point(kind="base"))
+            elif name in self.stages:
+                found.append(Point(kind="stage", name=name, number=int(number or 0)))
+            elif name in self.data:
+                found.append(Point(kind="round", name=name, number=int(number or 0)))
+        return tuple(dict.fromkeys(found))
+
+
+def load(path: str | Path, profiles: Sequence[str] = (), overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file under profiles, then under `--set` options. Raises RecipeError."""
+    file = Path(path)
+    document = yaml_lines.read(file)
+    document.tree.setdefault("name", file.stem)
+    return build(document, profiles, overrides, file)
+
+
+def loads(text: str, profiles: Sequence[str] = (), overrides: Sequence[str] = (), *, file: str = "") -> Recipe:
+    """The recipe in a text."""
+    return build(yaml_lines.parse(text, file), profiles, overrides, Path(file) if file else None)
+
+
+def build(document: Document, profiles: Sequence[str], overrides: Sequence[str], file: Path | None) -> Recipe:
+    for profile in profiles:
+        document = overlay.apply_profile(document, profile, file)
+    for setting in overrides:
+        document = overlay.apply_setting(document, setting)
+    return parse(document)
+
+
+def parse(document: Document) -> Recipe:
+    """The recipe that a merged document says, checked whole. Raises RecipeError."""
+    resolved = variables.resolve(document)
+    try:
+        recipe = Recipe.model_validate(resolved.tree)
+        recipe = _explicit(recipe, resolved)
+    except ValidationError as error:
+        raise _placed(error, resolved) from None
+    recipe._source = document
+    for path, message, remedy in _faults(recipe):
+        raise resolved.error(message, path, remedy=remedy)
+    return recipe
+
+
+def _explicit(recipe: Recipe, document: Document) -> Recipe:
+    """The recipe with `strategy` replaced by the stages that it stands for."""
+    strategy, stages = recipe.strategy, recipe.stages
+    try:
+        if strategy and (strategy.special or strategy.general):
+            if stages:
+                raise UserError(
+                    "`strategy` names its tables, and `stages` are written too", remedy="keep one of the two"
+                )
+            mixes = curriculum.dmt(strategy.special, strategy.general, strategy.k)
+            stages = {name: Stage(mix=mix) for name, mix in mixes.items()}
+        listed = curriculum.arrange({n: s.mix for n, s in stages.items()}, strategy.kind if strategy else "dmt")
+    except UserError as error:
+        raise document.error(error.message, ("strategy" if strategy else "stages",), remedy=error.remedy) from None
+    explicit = {
+        e.name: stages[e.like].model_copy(update={"mix": e.mix, "init": e.init or stages[e.like].init}) for e in listed
+    }
+    before = BASE
+    for name, stage in explicit.items():
+        if not stage.init:
+            explicit[name] = stage.model_copy(update={"init": before})
+        before = name
+    made = recipe.model_copy(update={"stages": explicit, "strategy": None})
+    made._written = tuple(stages)
+    return made
+
+
+Fault = tuple[Path_, str, str]
+"""Where, what, and what to do."""
+
+
+def _faults(recipe: Recipe) -> Iterator[Fault]:
+    """What is wrong between the parts of a recipe, each of which is well formed."""
+    yield from _model_faults(recipe)
+    yield from _table_faults(recipe)
+    yield from _stage_faults(recipe)
+    yield from _measure_faults(recipe)
+
+
+def _model_faults(recipe: Recipe) -> Iterator[Fault]:
+    if not recipe.models:
+        yield ("models",), "no model", "leave `models` out for the built-in one"
+    if recipe.train.model:
+        yield from _unknown(recipe.train.model, recipe.models, "model", ("train", "model"))
+    elif len(recipe.models) > 1 and recipe.stages:
+        yield ("train",), "which of the models is trained?", f"write model: {next(iter(recipe.models))} in `train`"
+    for table, spec in recipe.data.items():
+        for i, operation in enumerate(spec.do):
+            model = getattr(operation.config, "model", None)
+            if isinstance(model, str) and model not in (BASE, CURRENT):
+                yield from _unknown(model, recipe.models, "model", ("data", table, "do", i, operation.name, "model"))
+
+
+def _table_faults(recipe: Recipe) -> Iterator[Fault]:
+    for table, spec in recipe.data.items():
+        for origin in spec.origins:
+            if isinstance(origin, str) and origin in recipe.data and table in recipe.lineage(origin):
+                yield ("data", table, "from"), f"{table} is made from itself", ""
+        labels = [operation.as_ for operation in spec.do if operation.as_]
+        for label in labels:
+            if label in OPERATIONS or labels.count(label) > 1:
+                yield ("data", table, "do"), f'"as: {label}" is not a name of its own', ""
+
+
+def _stage_faults(recipe: Recipe) -> Iterator[Fault]:
+    earlier = [BASE]
+    for name, stage in recipe.stages.items():
+        if name in (BASE, "final") or "@" in name:
+            yield ("stages", name), f'"{name}" has a meaning of its own and cannot name a stage', ""
+        for table in stage.mix:
+            yield from _unknown(table.partition("@")[0], recipe.data, "table", ("stages", name, "mix", table))
+            yield from _round_fault(recipe, table, ("stages", name, "mix", table))
+        yield from _unknown(stage.init, earlier, "earlier stage", ("stages", name, "init"))
+        try:
+            recipe.train_for(name)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = first.get("ctx", {}).get("key")
+            yield ("stages", name, "train", *first["loc"], *([key] if key else [])), _message(first), ""
+        if model := stage.train.get("model"):
+            yield from _unknown(str(model), recipe.models, "model", ("stages", name, "train", "model"))
+        earlier.append(name)
+
+
+def _measure_faults(recipe: Recipe) -> Iterator[Fault]:
+    measured = recipe.evaluate
+    for word, tables in (
+        ("output_loss", measured.output_loss),
+        ("gold_loss", measured.gold_loss),
+        ("accuracy", tuple(measured.accuracy)),
+        ("bleu", measured.bleu),
+    ):
+        for table in tables:
+            yield from _unknown(table, recipe.data, "table", ("evaluate", word))
+            if word in ("gold_loss", "accuracy") and not _has(recipe, table, "holdout"):
+                remedy = f"add {{holdout: 100 rows}} to data.{table}.do"
+                yield ("evaluate", word), f"{table} has no held-out rows", remedy
+    for word in measured.at:
+        name, _, number = word.partition("@")
+        points = [BASE, "final", *recipe._written, *recipe.stages]
+        if name not in points and not (name in recipe.data and number):
+            yield from _unknown(name, points, "stage", ("evaluate", "at"))
+        if number and not number.isdigit():
+            yield ("evaluate", "at"), f"{word}: what follows @ is the number of an epoch or round", ""
+        yield from _round_fault(recipe, word, ("evaluate", "at"))
+
+
+def _has(recipe: Recipe, table: str, operation: str) -> bool:
+    return table in recipe.data and any(recipe.data[name].find(operation) for name in recipe.lineage(table))
+
+
+def _round_fault(recipe: Recipe, word: str, path: Path_) -> Iterator[Fault]:
+    """`table@round` needs a table that is iterated so often."""
+    name, at, number = word.partition("@")
+    if not at or name not in recipe.data:
+        return
+    operation = recipe.data[name].find("iterate")
+    rounds = getattr(operation.config, "rounds", 0) if operation else 0
+    if not number.isdigit() or not 1 <= int(number) <= rounds:
+        yield path, f"{name} has {rounds} rounds, and no {word}", "" if operation else "rounds come from `iterate`"
+
+
+def _unknown(name: str, known: Any, kind: str, path: Path_) -> Iterator[Fault]:
+    if name not in known:
+        yield path, f'unknown {kind} "{name}"', nearest(name, known)
+
+
+def _canonical(value: Any, at: Path_) -> Any:
+    """Maps as pairs sorted by key, except where order means something: stages, and tables in a mix."""
+    if isinstance(value, dict):
+        ordered = at == ("stages",) or (len(at) == 3 and at[0] == "stages" and at[2] == "mix")
+        pairs = [[key, _canonical(child, (*at, key))] for key, child in value.items()]
+        return {"ordered": pairs} if ordered else dict(sorted((key, child) for key, child in pairs))
+    return [_canonical(child, (*at, i)) for i, child in enumerate(value)] if isinstance(value, list) else value
+
+
+def _placed(error: ValidationError, document: Document) -> RecipeError:
+    """The first fault that pydantic found, at its place in the YAML."""
+    first = error.errors(include_url=False)[0]
+    key = first.get("ctx", {}).get("key") if first["type"] == "unknown_key" else None
+    path = _walk(document.tree, (*first["loc"], *([key] if key else [])), keep_last=first["type"] == "missing")
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return document.error(_message(first) + more, path)
+
+
+def _message(fault: Any) -> str:
+    if fault["type"] == "missing":
+        return "is needed and not there"
+    return str(fault["msg"]).removeprefix("Value error, ")
+
+
+def _walk(tree: Any, loc: Sequence[str | int], *, keep_last: bool) -> Path_:
+    """The path in the document of pydantic's location, which has words of its own and lacks the operation's name."""
+    path: Path_ = ()
+    for i, part in enumerate(loc):
+        if isinstance(tree, dict) and part not in tree and len(tree) <= 2:
+            name = overlay.operation_name(tree)
+            if name in OPERATIONS and isinstance(tree[name], dict | list):
+                path, tree = (*path, name), tree[name]
+        if (isinstance(tree, dict) and part in tree) or (
+            isinstance(tree, list) and isinstance(part, int) and part < len(tree)
+        ):
+            path, tree = (*path, part), tree[part]  # type: ignore[index,call-overload]
+        elif keep_last and i == len(loc) - 1:
+            path = (*path, part)
+    return path
