@@ -69,25 +69,7 @@ class JudgeConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _read(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and set(value) == {"kind", "options"}:
-            kind, options = value["kind"], value["options"]
-        elif isinstance(value, str):
-            kind, options = value, {}
-        elif isinstance(value, Mapping) and len(value) == 1:
-            kind, options = next(iter(value.items()))
-            if kind == "judge":  # `{judge: {llm: m}}`: the word may be repeated where a score is asked for
-                return cls._read(options)
-        else:
-            raise ValueError("a judge is a name, or a mapping of one name to its settings")
-        try:
-            entry = JUDGES[kind]
-        except UserError as error:
-            raise ValueError(str(error)) from error
-        if not isinstance(options, Mapping | Config):
-            if not entry.short:
-                raise ValueError(f"the judge {kind!r} takes a mapping of settings")
-            options = {entry.short: options}
-        return {"kind": kind, "options": entry.config.model_validate(options)}
+        return _normal(value)
 
     @classmethod
     def parse(cls, value: Any) -> JudgeConfig:
@@ -106,6 +88,29 @@ class JudgeConfig(Config):
     def model_names(self) -> set[str]:
         """The recipe's models that `build` needs."""
         return JUDGES[self.kind].models(self.options)
+
+
+def _normal(value: Any) -> dict[str, Any]:
+    """`kind` and validated `options` from any form. Raises ValueError, which pydantic turns into its own error."""
+    if isinstance(value, Mapping) and set(value) == {"kind", "options"}:
+        kind, options = value["kind"], value["options"]
+    elif isinstance(value, str):
+        kind, options = value, {}
+    elif isinstance(value, Mapping) and len(value) == 1:
+        kind, options = next(iter(value.items()))
+        if kind == "judge":  # `{judge: {llm: m}}`: the word may be repeated where several kinds of score may stand
+            return _normal(options)
+    else:
+        raise ValueError("a judge is a name, or a mapping of one name to its settings")
+    try:
+        entry = JUDGES[kind]
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(options, Mapping | Config):
+        if not entry.short:
+            raise ValueError(f"the judge {kind!r} takes a mapping of settings")
+        options = {entry.short: options}
+    return {"kind": kind, "options": entry.config.model_validate(options)}
 
 
 def fits(config: JudgeConfig, source: pa.Table | Collection[str]) -> str | None:
