@@ -25,6 +25,7 @@ from cuvee.errors import DataError
 from cuvee.rows import canonical
 from selection.hygiene import conversations, full_text, removed
 from selection.near import near_groups
+from selection.vectors import Vectors
 
 _TILE = 2048
 
@@ -44,15 +45,11 @@ class DedupConfig(Config):
         return {"near": 0.8} if value == "near" else value
 
 
-def dedup(
-    table: pa.Table, config: DedupConfig, vectors: NDArray[np.float32] | None = None
-) -> tuple[pa.Table, pa.Table]:
-    """(kept, removed). `vectors`: shape (rows, dimension), of length 1, in the order of `table`; for `semantic` only.
+def dedup(table: pa.Table, config: DedupConfig, vectors: Vectors | None = None) -> tuple[pa.Table, pa.Table]:
+    """(kept, removed). `vectors` are for `semantic` only, found by id.
 
-    Raises DataError when `semantic` is asked without vectors, or when a vector is not finite or not of length 1.
+    Raises DataError when `semantic` is asked and a row has no vector, or one without a direction.
     """
-    if config.semantic is not None:
-        _check_vectors(vectors, table.num_rows)
     order = pc.sort_indices(table, sort_keys=[("id", "ascending"), ("target", "ascending")]).to_numpy()
     ids = table.column("id").to_numpy(zero_copy_only=False)
     gone: dict[int, dict[str, Any]] = {}
@@ -62,9 +59,10 @@ def dedup(
     if config.near is not None:
         texts = [full_text(m) for m in conversations(table.take(pa.array(left)))]
         left = _drop(left, near_groups(texts, config.near), "near duplicate", ids, gone)
-    if config.semantic is not None and vectors is not None:
+    if config.semantic is not None:
+        array = _directions(vectors, table.column("id").take(pa.array(left)))
         cluster = table.column("cluster").to_numpy()[left] if "cluster" in table.column_names else np.zeros(left.size)
-        left = _drop(left, _semantic(vectors, left, cluster, config.semantic), "semantic duplicate", ids, gone)
+        left = _drop(left, _semantic(array, cluster, config.semantic), "semantic duplicate", ids, gone)
     stays = np.zeros(table.num_rows, dtype=bool)
     stays[left] = True
     return table.filter(pa.array(stays)), removed(table, gone)
@@ -93,23 +91,21 @@ def _exact(table: pa.Table, places: NDArray[np.int64]) -> NDArray[np.int64]:
     return leader
 
 
-def _semantic(
-    vectors: NDArray[np.float32], places: NDArray[np.int64], cluster: NDArray[Any], threshold: float
-) -> NDArray[np.int64]:
+def _semantic(vectors: NDArray[np.float32], cluster: NDArray[Any], threshold: float) -> NDArray[np.int64]:
     """In each cluster, in the order of ids: a row follows the first kept row within the threshold.
 
     A tile of rows is compared with all kept ones at once, and among itself row by row.
     """
-    leader = np.arange(places.size)
+    leader = np.arange(len(vectors))
     for label in np.unique(cluster):
         members = np.flatnonzero(cluster == label)
         kept = np.empty(0, np.int64)
         for start in range(0, members.size, _TILE):
             tile = members[start : start + _TILE]
-            block = vectors[places[tile]]
+            block = vectors[tile]
             fresh = np.ones(tile.size, dtype=bool)
             for s in range(0, kept.size, _TILE):
-                near = block @ vectors[places[kept[s : s + _TILE]]].T >= threshold
+                near = block @ vectors[kept[s : s + _TILE]].T >= threshold
                 found = fresh & near.any(axis=1)
                 leader[tile[found]] = kept[s + near[found].argmax(axis=1)]
                 fresh &= ~found
@@ -123,12 +119,18 @@ def _semantic(
     return leader
 
 
-def _check_vectors(vectors: NDArray[np.float32] | None, rows: int) -> None:
+def _directions(vectors: Vectors | None, ids: pa.ChunkedArray) -> NDArray[np.float32]:
+    """The vector of each id, scaled to length 1, shape (ids, dimension)."""
     if vectors is None:
         raise DataError("semantic duplicates need embeddings", remedy="put `embed` before `dedup`")
-    if len(vectors) != rows:
-        raise DataError(f"{len(vectors)} vectors for {rows} rows")
-    for start in range(0, rows, 65_536):
-        lengths = np.linalg.norm(vectors[start : start + 65_536], axis=1)
-        if not np.all(np.abs(lengths - 1) < 1e-2):  # also false for NaN
-            raise DataError("a vector is not finite or not of length 1", remedy="embed with `normalise: true`")
+    places = vectors.find(ids)
+    if (places < 0).any():
+        raise DataError(
+            f"{int((places < 0).sum())} of {len(ids)} rows have no embedding", remedy="embed the table anew"
+        )
+    array = vectors.take(places)
+    length = np.linalg.norm(array, axis=1, keepdims=True)
+    if not (np.isfinite(length) & (length > 0)).all():
+        raise DataError("an embedding is zero or not finite", field="embedding")
+    array /= length
+    return array

@@ -11,6 +11,7 @@ from cuvee.rows import make_table
 from selection.dedup import DedupConfig, dedup
 from selection.hygiene import words
 from selection.near import near_groups
+from selection.vectors import Vectors
 
 
 def table(pairs: list[tuple[str, str]], source: str = "t") -> pa.Table:
@@ -88,7 +89,8 @@ def test_semantic_duplicates_are_within_the_threshold_of_the_row_that_stays() ->
     centres = draw.normal(size=(30, 16))
     vectors = unit((np.repeat(centres, 10, axis=0) + 0.15 * draw.normal(size=(300, 16))).tolist())
     t = table([(f"q{i}", "a") for i in range(300)])
-    kept, gone = dedup(t, DedupConfig(semantic=0.95), vectors)
+    known = Vectors.of(t["id"], 3 * vectors)  # lengths do not matter
+    kept, gone = dedup(t, DedupConfig(semantic=0.95), known)
     place = {row: i for i, row in enumerate(t["id"].to_pylist())}
     inside = [place[i] for i in kept["id"].to_pylist()]
     similar = vectors[inside] @ vectors[inside].T
@@ -97,13 +99,13 @@ def test_semantic_duplicates_are_within_the_threshold_of_the_row_that_stays() ->
         assert stays in set(kept["id"].to_pylist())
         assert vectors[place[row]] @ vectors[place[stays]] >= 0.95
     order = draw.permutation(300)
-    again, _ = dedup(t.take(pa.array(order)), DedupConfig(semantic=0.95), vectors[order])
+    again, _ = dedup(t.take(pa.array(order)), DedupConfig(semantic=0.95), known)
     assert set(again["id"].to_pylist()) == set(kept["id"].to_pylist())
 
 
 def test_semantic_duplicates_are_searched_inside_clusters() -> None:
     t = table([("a", "x"), ("b", "x"), ("c", "x")])
-    vectors = unit([[1, 0], [1, 0], [1, 0]])
+    vectors = Vectors.of(t["id"], unit([[1, 0], [1, 0], [1, 0]]))
     t = t.append_column("cluster", pa.array([0, 0, 1], pa.int32()))
     assert dedup(t, DedupConfig(semantic=0.9), vectors)[0].num_rows == 2
 
@@ -112,10 +114,10 @@ def test_semantic_needs_good_vectors() -> None:
     t = table([("a", "x"), ("b", "x")])
     with pytest.raises(DataError, match="need embeddings"):
         dedup(t, DedupConfig(semantic=0.9))
-    with pytest.raises(DataError, match="not finite"):
-        dedup(t, DedupConfig(semantic=0.9), np.asarray([[1, 0], [np.nan, 0]], np.float32))
-    with pytest.raises(DataError, match="1 vectors for 2 rows"):
-        dedup(t, DedupConfig(semantic=0.9), unit([[1, 0]]))
+    with pytest.raises(DataError, match="zero or not finite"):
+        dedup(t, DedupConfig(semantic=0.9), Vectors.of(t["id"], np.asarray([[1, 0], [np.nan, 0]])))
+    with pytest.raises(DataError, match="1 of 2 rows have no embedding"):
+        dedup(t, DedupConfig(semantic=0.9), Vectors.of(t["id"][:1], unit([[1, 0]])))
 
 
 def test_every_row_the_same() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cuvee.amounts import Amount
 from cuvee.errors import DataError
 from cuvee.rows import make_table
-from selection.subsample import SampleConfig, sample
+from selection.sample import SampleConfig, sample
 
 
 def table(**sizes: int) -> pa.Table:
