@@ -21,7 +21,8 @@ from typing import Any
 from cuvee.errors import RecipeError, nearest
 from services import overlay
 from services.recipe import Recipe, parse
-from services.variants import STREAMS, Contrast
+from services.variables import resolve
+from services.variants import STREAMS, Arms, Contrast
 from services.yaml_lines import Document, Path_
 
 _PLURAL = ("let", "arms", "repeat", "contrasts")
@@ -141,12 +142,12 @@ def _arm(recipe: Recipe, name: str, changes: Mapping[str, Any], at: Path_) -> Re
 
 
 def _alone(recipe: Recipe) -> Recipe:
-    """The resolved recipe without what makes it several."""
-    from services.variables import resolve
-
+    """The recipe without what makes it several; its document has the variables put in."""
+    alone = recipe.model_copy(update={"let": {}, "arms": Arms(), "repeat": None, "contrasts": ()})
     resolved = resolve(recipe.source)
     tree = {key: value for key, value in resolved.tree.items() if key not in _PLURAL}
-    return parse(Document(tree, resolved.places))
+    alone._source = Document(tree, resolved.places)
+    return alone
 
 
 def _set(document: Document, key: str, value: Any, written: Document, at: Path_) -> Document:
@@ -190,7 +191,7 @@ def _seeded(recipe: Recipe, variant: str, settings: dict[str, str], document: Re
     repeat = recipe.repeat
     for seed in repeat.seeds if repeat else (recipe.seed,):
         varies = repeat.vary if repeat else ()
-        seeds = {stream: seed if stream in varies else recipe.seed for stream in STREAMS}
+        seeds: dict[str, int] = {stream: seed if stream in varies else recipe.seed for stream in STREAMS}
         name = f"{variant},seed={seed}" if repeat and len(repeat.seeds) > 1 else variant
         yield Arm(name, variant, settings, seed, tuple(varies), seeds, document)
 
