@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
-    PlainValidator,
     PrivateAttr,
     ValidationError,
-    field_serializer,
     field_validator,
     model_validator,
 )
@@ -31,10 +30,11 @@ from cuvee.errors import RecipeError, UserError, nearest
 from services import overlay, variables, yaml_lines
 from services.measures import Evaluate, Point
 from services.models import BUILTIN_MODEL, ModelSpec
-from services.tables import OPERATIONS, Table, piece, read
+from services.tables import OPERATIONS, Table, source_name
 from services.variants import Arms, Contrast, Repeat
 from services.yaml_lines import Document, Path_
 from training import curriculum
+from training.objective import Objective
 from training.settings import Execution, TrainConfig
 
 BASE = "base"
@@ -44,14 +44,15 @@ CURRENT = "current"
 """The model of the round, as a word inside `iterate`."""
 
 
-def _objective(value: Any) -> Any:
-    return read(piece("training.objective:Objective"), value)
+ObjectiveOf = Annotated[Objective | None, BeforeValidator(lambda value: "sft" if value is None else value)]
 
 
 class Train(TrainConfig):
-    """Defaults of every stage: the training settings, and which model."""
+    """Defaults of every stage: the training settings, which model, and which tokens carry loss."""
 
     model: str = Field(default="", description="a name in `models`; may be left out when there is one")
+    objective: ObjectiveOf = Field(default=None, description="of stages that have none of their own; sft if absent")
+    neftune: float | None = Field(default=None, ge=0, description="noise of every stage whose objective sets none")
 
 
 class Stage(Config):
@@ -68,14 +69,8 @@ class Stage(Config):
         default="shuffle", description="stratified: every window has the mix"
     )
     minimum: int = Field(default=0, ge=0, description="rows that a fraction gives at least, where the floor is below")
-    objective: Annotated[Any, PlainValidator(_objective)] = Field(
-        default=None, description="which tokens carry loss; sft if absent"
-    )
+    objective: ObjectiveOf = Field(default=None, description="which tokens carry loss; that of `train` if absent")
     train: dict[str, Any] = Field(default_factory=dict, description="settings of `train` that differ in this stage")
-
-    @field_serializer("objective")
-    def _plain(self, value: Any) -> Any:
-        return value.model_dump(mode="json", by_alias=True) if isinstance(value, Config) else value
 
 
 class Strategy(Config):
@@ -147,7 +142,7 @@ class Recipe(Config):
 
     def train_for(self, stage: str) -> TrainConfig:
         """The settings of a stage: `train`, then the stage's own."""
-        return TrainConfig.model_validate(self._settings(stage).model_dump(exclude={"model"}))
+        return TrainConfig.model_validate(self._settings(stage).model_dump(include={*TrainConfig.model_fields}))
 
     def model_for(self, stage: str = "") -> str:
         """The name of the model that is trained (in `stage`), and measured as base."""
@@ -162,16 +157,18 @@ class Recipe(Config):
             settings[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
         return Train.model_validate(settings)
 
-    def objective_for(self, stage: str) -> Any:
+    def objective_for(self, stage: str) -> Objective:
         """The stage's Objective; names of tables in `by_source` are replaced by the sources of these tables."""
-        objective = self.stages[stage].objective
-        if objective is None:
-            return _objective("sft")
-        by_source = getattr(objective, "by_source", None)
-        if not by_source:
-            return objective
-        named = {s: o for key, o in by_source.items() for s in (self.leaves(key) if key in self.data else (key,))}
-        return objective.model_copy(update={"by_source": named})
+        settings = self._settings(stage)
+        objective = self.stages[stage].objective or settings.objective or Objective.parse("sft")
+        if settings.neftune is not None and "neftune" not in objective.model_fields_set:
+            objective = objective.model_copy(update={"neftune": settings.neftune})
+        named = {
+            source: other
+            for key, other in objective.by_source.items()
+            for source in (self.leaves(key) if key in self.data else (key,))
+        }
+        return objective.model_copy(update={"by_source": named}) if named else objective
 
     def lineage(self, table: str) -> tuple[str, ...]:
         """The table and all tables that it is made from."""
@@ -183,8 +180,7 @@ class Recipe(Config):
     def leaves(self, table: str) -> tuple[str, ...]:
         """The names of the sources that a table is made from."""
         origins = [o for name in self.lineage(table) for o in self.data[name].origins]
-        names = [o if isinstance(o, str) else str(o.get("name") or o.get("path") or "") for o in origins]
-        return tuple(dict.fromkeys(name for name in names if name not in self.data))
+        return tuple(dict.fromkeys(source_name(o) for o in origins if not isinstance(o, str) or o not in self.data))
 
     def points(self) -> tuple[Point, ...]:
         """The moments of `evaluate.at`, in order. A stage that this arm's strategy took away is passed over."""
@@ -337,7 +333,7 @@ def _measure_faults(recipe: Recipe) -> Iterator[Fault]:
     for word in measured.at:
         name, _, number = word.partition("@")
         points = [BASE, "final", *recipe._written, *recipe.stages]
-        if name not in points and not (name in recipe.data and number):
+        if recipe.stages and name not in points and not (name in recipe.data and number):
             yield from _unknown(name, points, "stage", ("evaluate", "at"))
         if number and not number.isdigit():
             yield ("evaluate", "at"), f"{word}: what follows @ is the number of an epoch or round", ""

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, model_serializer, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, model_serializer, model_validator
 
 from cuvee.config import Config
 from cuvee.errors import CuveeError, nearest
+from services.sources import Source
 
 OPERATIONS = {
     "holdout": "selection.holdout:HoldoutConfig",
@@ -38,10 +40,10 @@ def piece(place: str) -> type[Config]:
     return getattr(import_module(module), name)
 
 
-def read(kind: type[Any], value: Any) -> Any:
-    """`value` as the Config `kind`, by its own `parse` where it has one; errors are such that pydantic places them."""
+def read(kind: type[Config], value: Any) -> Any:
+    """`value` as the Config `kind`. Its own errors keep their place; ours are made such that pydantic places them."""
     try:
-        return kind.parse(value) if hasattr(kind, "parse") else kind.model_validate(value)
+        return kind.model_validate(value)
     except CuveeError as error:
         raise ValueError(str(error)) from None
 
@@ -82,13 +84,38 @@ def _operation(value: Any) -> Operation:
 
 
 Origin = str | dict[str, Any]
-"""A table, a source by name or address, or a source with its settings as a map."""
+"""A table, a source by name or address, or a source with its settings as a map, which may have a `name` of its own."""
+
+
+def _origin(value: Origin) -> Origin:
+    if isinstance(value, dict):
+        read(Source, {key: setting for key, setting in value.items() if key != "name"})
+    return value
+
+
+Place = Annotated[Origin, AfterValidator(_origin)]
+
+
+def source_name(origin: Origin) -> str:
+    """What the rows of a source are called, and identified by: its `name`, a word as it is, the stem of a file.
+
+    `builtin:squad` is squad, `data/pool.jsonl` is pool, `hub:org/name` is org/name.
+    """
+    settings = origin if isinstance(origin, dict) else {"path": origin}
+    if settings.get("name"):
+        return str(settings["name"])
+    path = str(settings.get("path", ""))
+    scheme, _, rest = path.partition(":")
+    if scheme in ("builtin", "hub"):
+        return rest
+    file = PurePosixPath(path)
+    return file.name.split(".")[0].strip("*?") or file.parent.name if file.suffix else path
 
 
 class Table(Config):
     """`from` a source, another table, or a list of them; then `do`."""
 
-    from_: Origin | tuple[Origin, ...] = Field(alias="from")
+    from_: Place | tuple[Place, ...] = Field(alias="from")
     do: tuple[Annotated[Operation, PlainValidator(_operation)], ...] = ()
 
     @model_validator(mode="before")

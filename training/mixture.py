@@ -13,9 +13,9 @@ does not say, and a fixed one is what its row counts mean.
 **How often.** `2x` repeats inside an epoch; an epoch of 1.5 takes of each table the floor of half of its rows, so that
 a part of an epoch has the mix of the whole. Every epoch has its own order.
 
-**In which order.** `shuffle` is a uniform permutation of the epoch. `stratified` spreads each (table, source) evenly, so
-that any stretch of it has the stage's mix within a few rows: among the first rows of an epoch, one of S strata with share p
-is off by at most (1 + S p) / 2 rows. Neither blocks by table, which would turn multi-task training into sequential.
+**In which order.** `shuffle` is a uniform permutation of the epoch. `stratified` spreads each (table, source) evenly,
+so that any stretch has the stage's mix within a few rows: among the first rows of an epoch, one of S strata with share
+p is off by at most (1 + S p) / 2 rows. Neither blocks by table, which would turn multi-task training into sequential.
 
 **One row by several tables.** A row keeps its identity, so it is trained on as often as its tables ask; `shared` counts
 it. Its text must be the same in all of them (the plan names rows, not tables): different lengths are refused.
@@ -59,7 +59,8 @@ class Mixture:
     `realised` has one entry a table: `table`, `asked` (the amount as text), `available` rows, `rows` in an epoch,
     `unique` rows, `examples` in all epochs, `repeat` (examples per unique row), `tokens` in all epochs, `token_share`
     and `row_share` of the stage, `truncated` rows (unique), `dropped` rows where over-long ones are, `overshoot` in
-    tokens where tokens were asked, and `raised` where the minimum added rows. `unique` and `shared` are of the stage: distinct rows, and those that several tables bring.
+    tokens where tokens were asked, and `raised` where the minimum added rows. `unique` and `shared` are of the stage:
+    distinct rows, and those that several tables bring.
     """
 
     plan: pa.Table
