@@ -62,7 +62,7 @@ class Encoder:
         self._device, self._config = device, config
         self._pooling = pooling_of(path) if config.pooling == "auto" else config.pooling
         self._window = config.max_len or window_of(path, self._tokenizer.model_max_length)
-        blank = [self._tokenizer.pad_token_id, self._tokenizer.eos_token_id]
+        blank = [self._tokenizer.bos_token_id, self._tokenizer.eos_token_id, self._tokenizer.pad_token_id]
         self._blank = next((token for token in blank if token is not None), 0)
 
     def encode(self, texts: Sequence[str]) -> Floats:

@@ -99,7 +99,7 @@ def qdit(rows: Floats, quality: Reals, budget: int, alpha: float = 0.5, cover: O
     """Greedy (1 - alpha) * sum over `cover` of the rise of the best cosine + alpha * quality, in the order of choice.
 
     `cover`: positions of the rows to cover (default: all; n * |cover| products are made once, so a sample of some
-    thousands is the practical choice for a large pool). Cosines below 0 count as 0. Ties go to the lower position.
+    thousands is the practical choice for a large pool). Cosines below 0 count as 0.
     """
     rows = unit(rows)
     targets = rows if cover is None else rows[cover]
