@@ -45,8 +45,20 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} has no config.json", remedy="give the folder of a Hugging Face model") from None
 
 
-def check(config: TrainConfig, execution: Execution, model: dict[str, Any]) -> None:
-    """Refuse, before anything starts, what this model or machine cannot do. `model` is its config.json."""
+def tensor_names(folder: Path) -> list[str]:
+    """Names of the saved tensors, from the headers alone; empty when they are in no safetensors files."""
+    from safetensors import safe_open
+
+    names: list[str] = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="numpy") as file:
+            names += file.keys()
+    return names
+
+
+def check(config: TrainConfig, execution: Execution, folder: Path) -> None:
+    """Refuse, before anything starts, what this model or machine cannot do."""
+    model = read_config(folder)
     text = model.get("text_config", model)
     longest = text.get("max_position_embeddings")
     if longest and config.max_len > longest:
@@ -60,6 +72,10 @@ def check(config: TrainConfig, execution: Execution, model: dict[str, Any]) -> N
             raise MissingError("qlora needs the package bitsandbytes", remedy="pip install 'cuvee[gpu]'")
         if execution.zero == 3:
             raise UserError("qlora cannot be sharded by ZeRO 3", remedy="use zero: 2")
+    if config.bias_only:
+        names = tensor_names(folder)
+        if names and not any(name.endswith("bias") for name in names):
+            raise UserError("nothing would train: this model has no biases", remedy="use lora or ia3")
     if execution.attention.startswith("flash") and not execution.use_gpu:
         raise UserError(f"attention {execution.attention} needs a GPU", remedy="use sdpa, or auto")
 

@@ -91,7 +91,7 @@ def train(
     if not ray.is_initialized():
         raise Unavailable("Ray is not initialised", remedy="connect to a cluster, or start a local one, first")
     described = models.read_config(model)
-    models.check(config, execution, described)
+    models.check(config, execution, model)
     precision = models.resolve_precision(config, use_gpu=execution.use_gpu)
     deepspeed_config.settings(config, execution, precision)
     if not plan.is_file():
