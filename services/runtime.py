@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from cuvee.protocols import Judge
 
 if TYPE_CHECKING:
-    from evaluation.judges import JudgeConfig
     from services.inference import Engine
     from services.steps.base import Context
     from services.store import Store
@@ -25,9 +24,7 @@ if TYPE_CHECKING:
 class Runtime:
     """`address` is a Ray cluster's, or None for a local instance that ends with the command."""
 
-    def __init__(
-        self, store: Store, *, address: str | None = None, log: Path | None = None, hub_code: bool = False
-    ) -> None:
+    def __init__(self, store: Store, *, address: str | None = None, log: Path, hub_code: bool = False) -> None:
         self.store, self.address, self.log, self.hub_code = store, address, log, hub_code
         self.engine_model = ""
         self._stack = ExitStack()
@@ -47,7 +44,8 @@ class Runtime:
         if not self._connected:
             from services import cluster
 
-            self._stack.enter_context(cluster.connect(self.address, log_file=self.log, state=self.store.scratch))
+            pids = self.store.scratch / "work" / "processes.json"
+            self._stack.enter_context(cluster.connect(self.address, log_file=self.log, pids=pids))
             self._connected = True
 
     def close(self) -> None:
@@ -71,12 +69,11 @@ class Runtime:
         from services import inference
 
         self.ray()
-        name = f"{model}|{sorted(chat.items())}|{sorted(options.items())}"
+        settings = inference.EngineOptions.model_validate(options)
+        name = f"{model}|{dict(chat)}|{settings}"
         if name not in self._engines:
             self.release_engines()
-            self._engines[name] = inference.engine(
-                model, inference.EngineOptions.model_validate(options), chat=dict(chat)
-            )
+            self._engines[name] = inference.engine(model, settings, chat=dict(chat))
         return self._engines[name]
 
     def release_engines(self) -> None:
@@ -87,32 +84,48 @@ class Runtime:
             inference.shutdown_engines()
             self._engines.clear()
 
-    def judge(self, config: JudgeConfig, context: Context) -> Judge:
-        """A judge; the models that it needs are inputs `judge.<model>` of the step."""
+    def judge_for(self, context: Context) -> Judge | None:
+        """The judge that the step's config names; the models that it needs are inputs `judge.<model>`."""
+        if not context.config.get("judge"):
+            return None
         from evaluation import judges
+        from services.steps.model import model_folder
 
-        generate = {name: self.engine_for(context, f"judge.{name}").generate for name in config.model_names()}
+        config = judges.JudgeConfig.parse(context.config["judge"])
+        chats = context.config.get("judge_chat", {})
+        engines = context.execution.get("judge_engines", {})
+        generate = {}
+        for name in sorted(config.model_names()):
+            folder = model_folder(context.inputs[f"judge.{name}"])
+            generate[name] = self.engine(folder, chats[name], engines.get(name, {})).generate
         return judges.build(config, generate=generate)
 
     # Resources
 
-    def resources(self, step: str) -> dict[str, Any]:
-        """CPUs, GPUs, actors and environment of a step's workers."""
+    def embedding_resources(self) -> dict[str, Any]:
+        """CPUs and GPUs for embedding: all GPUs, one actor each, or one actor on the CPUs."""
+        import ray
+
         from services import cluster
 
-        return cluster.resources(step).model_dump() | {"env": cluster.environment()}
+        self.ray()
+        have = ray.cluster_resources()
+        worker = cluster.resources("embed", have=have)
+        gpus = have.get("GPU", 0)
+        return {"cpus": worker.cpus, "gpus": gpus, "actors": max(1, int(gpus)), "env": self.environment()}
 
     def environment(self) -> dict[str, str]:
         """Environment of workers: threads, telemetry, offline."""
         from services import cluster
 
-        return cluster.environment()
+        return cluster.quiet_environment()
 
     def training_defaults(self) -> dict[str, Any]:
-        """Workers and device of a training where the recipe does not say."""
-        from services import cluster
+        """Where a training runs if the recipe does not say: on one GPU, or on all CPUs but a little."""
+        import ray
 
-        return cluster.training_defaults()
+        self.ray()
+        return {"use_gpu": ray.cluster_resources().get("GPU", 0) > 0}
 
     def vectors_like(self, context: Context) -> list[Path]:
         """Vector folders of finished embeddings with the same settings, so that only new rows are embedded."""

@@ -40,7 +40,7 @@ def render(context: Context) -> dict[str, Any]:
     }
 
 
-@step("compose", "1", "training.mixture", "cuvee.amounts", draws=True)
+@step("compose", "1", "training.mixture", "cuvee.amounts")
 def compose(context: Context) -> dict[str, Any]:
     """`<stage>.parquet`: the exact list of the stage; `realised.json`: asked against realised.
 
@@ -54,6 +54,7 @@ def compose(context: Context) -> dict[str, Any]:
     from training.mixture import compose as mix
 
     config: Mapping[str, Any] = context.config
+    seeds = config["seeds"]
     held: set[str] = set()
     for name, folder in sorted(context.inputs.items()):
         if name.startswith("held."):
@@ -77,9 +78,11 @@ def compose(context: Context) -> dict[str, Any]:
         {name: Amount.parse(amount) for name, amount in config["mix"].items()},
         lengths,
         epochs=config["epochs"],
-        seed=context.draw_seed(),
+        seed=seeds["order"],
+        sample_seed=seeds["sample"],
         order=config["order"],
         max_len=config["max_len"],
+        over_long=config["over_long"],
         minimum=config["minimum"],
     )
     pq.write_table(mixture.plan, context.out / f"{config['stage']}.parquet", compression="zstd")
@@ -88,5 +91,7 @@ def compose(context: Context) -> dict[str, Any]:
         "rows": mixture.plan.num_rows,
         "tokens": pc.sum(mixture.plan["tokens"]).as_py() or 0,
         "realised": mixture.realised,
+        "unique": mixture.unique,
+        "shared": mixture.shared,
         "excluded_as_held_out": excluded,
     }

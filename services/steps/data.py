@@ -55,7 +55,7 @@ def load(context: Context) -> dict[str, Any]:
     """A source as a table; rows that cannot be used go to `rejected.jsonl` with file, line and reason."""
     from services.sources import Source, open_source
 
-    source = Source.model_validate(context.config["source"])
+    source = Source.model_validate(context.execution["source"])
     loaded = open_source(context.config["name"], source, seed=int(context.config["seed"]))
     with (context.out / "rejected.jsonl").open("w") as file:
         for item in loaded.rejected:
@@ -68,7 +68,7 @@ def merge(context: Context) -> dict[str, Any]:
     """Several tables as one. A row that is in two of them stays once; columns that one lacks are null there."""
     import pyarrow as pa
 
-    tables = [rows.read(folder / "rows") for _, folder in sorted(context.inputs.items())]
+    tables = [rows.read(folder / context.config["part"]) for _, folder in sorted(context.inputs.items())]
     joined = rows.sort(pa.concat_tables(tables, promote_options="default"))
     seen: set[tuple[str, int]] = set()
     keep = []
@@ -97,7 +97,7 @@ def dedup(context: Context) -> dict[str, Any]:
     from selection.dedup import dedup as remove
     from selection.vectors import Vectors
 
-    vectors = Vectors(context.inputs["vectors"] / "vectors") if "vectors" in context.inputs else None
+    vectors = Vectors.open(context.inputs["vectors"] / "vectors") if "vectors" in context.inputs else None
     table = rows.read(context.inputs["rows"] / "rows")
     kept, removed = remove(table, DedupConfig.model_validate(context.config), vectors)
     return finish(context, kept, removed)
@@ -132,7 +132,8 @@ def _texts(name: str, context: Context) -> list[str]:
         return [" ".join(m["content"] for m in record["messages"]) for record in rows.records(table)]
     from evaluation import tasks
 
-    return tasks.texts(name)
+    items = tasks.get(name).items(tasks.EvalOptions())
+    return [" ".join((item.question, item.answer, *item.references, *item.contexts[:1])) for item in items]
 
 
 @step("tag", "1", "selection.tagging")

@@ -1,33 +1,35 @@
-"""A task on a model: a table of items and its summary."""
+"""A task on a model, or a measurement on a table of the recipe: a table of items and its summary."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuvee import rows
+from cuvee.protocols import Decoding, Judge
 from services.steps.base import Context, step
 
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-@step("evaluate", "1", "evaluation.tasks", "evaluation.judges", kind="engine")
+    from services.inference import Engine
+
+
+@step("evaluate", "1", "evaluation.tasks", "evaluation.items", kind="engine")
 def evaluate(context: Context) -> dict[str, Any]:
-    """`items.parquet` (one row an item) and `summary.json`."""
+    """`items.parquet` (one row a metric of an item) and `summary.json`."""
     import pyarrow.parquet as pq
 
     from evaluation import tasks
-    from evaluation.judges import JudgeConfig
 
     engine = context.runtime.engine_for(context, "model")
-    config = context.config
-    judge = context.runtime.judge(JudgeConfig.parse(config["judge"]), context) if config.get("judge") else None
-    if "rows" in context.inputs:
-        table = rows.read(context.inputs["rows"] / config["part"])
-        items = tasks.on_table(
-            config["task"], table, options=config["options"], generate=engine.generate, score=engine.score, judge=judge
-        )
+    judge = context.runtime.judge_for(context)
+    if "table" in context.config:
+        items = on_table(context, engine, judge)
     else:
-        task = tasks.get(config["task"])
-        options = tasks.EvalOptions.model_validate(config["options"])
+        task = tasks.get(context.config["task"])
+        said = {name: value for name, value in context.config["options"].items() if value is not None}
+        options = tasks.EvalOptions.model_validate(said)
         items = task.run(
             task.items(options), generate=engine.generate, score=engine.score, judge=judge, options=options
         )
@@ -35,3 +37,38 @@ def evaluate(context: Context) -> dict[str, Any]:
     summary = tasks.summarise(items)
     (context.out / "summary.json").write_text(json.dumps(summary, indent=1))
     return {"items": items.num_rows, "summary": summary}
+
+
+def on_table(context: Context, engine: Engine, judge: Judge | None) -> pa.Table:
+    """Loss or judged answers on rows of the recipe; the task is `<measurement>.<table>`, groups are sources."""
+    from evaluation.tasks import gold_loss, judged
+    from evaluation.tasks.overlap import bleu
+
+    config = context.config
+    table = rows.read(context.inputs["rows"] / config["part"])
+    if limit := config["options"].get("limit"):
+        # Ids are hashes, so the first rows are a sample that is the same for every model.
+        table = table.slice(0, limit)
+    measurement = config["task"]
+    if measurement in ("gold_loss", "output_loss"):
+        items = gold_loss(table, score=engine.score, task=measurement)
+    else:
+        decoding = Decoding.model_validate(config["decoding"])
+        if measurement == "bleu":
+            items = bleu(table, generate=engine.generate, decoding=decoding, task=measurement)
+        else:
+            assert judge is not None
+            items = judged(table, generate=engine.generate, judge=judge, decoding=decoding, task=measurement)
+    return renamed(items, f"{measurement}.{config['table']}")
+
+
+def renamed(items: pa.Table, task: str) -> pa.Table:
+    """Items of `<measurement>/<source>` as one task, whose groups are the sources if there are several."""
+    import pyarrow as pa
+
+    sources = [name.partition("/")[2] for name in items["task"].to_pylist()]
+    several = len(set(sources)) > 1
+    groups = pa.array([source if several else "" for source in sources], pa.string())
+    items = items.set_column(items.schema.get_field_index("group"), items.schema.field("group"), groups)
+    names = pa.array([task] * items.num_rows, pa.string())
+    return items.set_column(items.schema.get_field_index("task"), items.schema.field("task"), names)

@@ -23,6 +23,15 @@ def model(context: Context) -> dict[str, Any]:
     return {"parameters": parameters(config), "vocabulary": config.get("vocab_size"), "model": spec.id}
 
 
+@step("encoder", "1", "services.models")
+def encoder(context: Context) -> dict[str, Any]:
+    """`pointer.json`: where the encoder is."""
+    from services.models import find_encoder
+
+    (context.out / "pointer.json").write_text(json.dumps({"path": str(find_encoder(context.config["id"]))}))
+    return {"encoder": context.config["id"]}
+
+
 def model_folder(artifact: Path) -> Path:
     """The Hugging Face folder of a `model` or `train` artifact."""
     pointer = artifact / "pointer.json"

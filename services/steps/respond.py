@@ -21,19 +21,18 @@ from services.steps.data import finish, write_removed
 )
 def respond(context: Context) -> dict[str, Any]:
     """Each row's target chosen by the policy; `responses.parquet` says what was asked, judged and chosen."""
-    from evaluation.judges import JudgeConfig
     from selection.responses import RespondConfig, composition
     from selection.responses import respond as choose
 
     config = RespondConfig.model_validate(context.config["respond"])
-    judge = context.runtime.judge(JudgeConfig.parse(config.judge), context) if config.judge else None
+    judge = context.runtime.judge_for(context)
     engine = context.runtime.engine_for(context, "model") if "model" in context.inputs else None
     result = choose(
         rows.read(context.inputs["rows"] / "rows"),
         config,
         generate=engine.generate if engine else None,
         judge=judge,
-        score=engine.score if engine else None,
+        score=engine.score if engine and config.log_probs else None,
         seed=context.draw_seed(),
         shards=context.work / "shards",
         progress=context.progress,

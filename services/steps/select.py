@@ -11,7 +11,7 @@ from services.steps.base import Context, step
 from services.steps.data import finish, write_removed
 
 
-@step("embed", "1", "selection.embedding", "selection.vectors")
+@step("embed", "1", "selection.embedding", "selection.vectors", "selection.text")
 def embed(context: Context) -> dict[str, Any]:
     """`vectors/`: one unit vector a row, sorted by id."""
     from selection.embedding import EmbedConfig
@@ -19,7 +19,6 @@ def embed(context: Context) -> dict[str, Any]:
     from selection.vectors import Vectors
     from services.steps.model import model_folder
 
-    context.runtime.ray()
     encode(
         rows.read(context.inputs["rows"] / "rows"),
         model_folder(context.inputs["encoder"]),
@@ -27,10 +26,10 @@ def embed(context: Context) -> dict[str, Any]:
         out=context.out / "vectors",
         work=context.work,
         reuse=context.runtime.vectors_like(context),
-        resources=context.runtime.resources("embed"),
+        resources=context.runtime.embedding_resources(),
         progress=context.progress,
     )
-    vectors = Vectors(context.out / "vectors")
+    vectors = Vectors.open(context.out / "vectors")
     settings = json.dumps(dict(context.config), sort_keys=True)
     return {"rows": len(vectors), "dimensions": vectors.dim, "encoder": context.config["encoder"], "config": settings}
 
@@ -42,22 +41,34 @@ def cluster(context: Context) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from selection.choose_k import choose_k
     from selection.clustering import ClusterConfig
     from selection.clustering import cluster as lloyd
+    from selection.methods import SelectConfig, clusters_of
     from selection.vectors import Vectors
 
-    config = ClusterConfig.model_validate(context.config)
-    table = rows.read(context.inputs["rows"] / "rows", ["id"])
-    vectors = Vectors(context.inputs["vectors"] / "vectors").subset(table["id"].to_pylist())
+    vectors = Vectors.open(context.inputs["vectors"] / "vectors")
+    ids = pa.chunked_array([rows.read(context.inputs["rows"] / "rows", ["id"])["id"].unique()])
+    if len(ids) < len(vectors):
+        # The table has lost rows since it was embedded.
+        vectors = Vectors.of(ids, vectors.take(vectors.find(ids)))
+    settings = dict(context.config)
     info: dict[str, Any] = {"rows": len(vectors)}
+    if isinstance(settings["k"], dict):
+        settings["k"] = clusters_of(SelectConfig.model_validate(settings["k"]["clusters_of"]), len(vectors))
+    config = ClusterConfig.model_validate(settings)
     k = config.k
     if k == "auto":
+        from selection.choose_k import choose_k
+
         chosen = choose_k(vectors, config, seed=context.draw_seed())
         k = chosen.k
         (context.out / "choice.json").write_text(json.dumps(chosen.record()))
         info["choice"] = chosen.record()
-    result = lloyd(vectors, int(k), rng=stream(context.draw_seed(), "cluster"), config=config)
+
+    def report(update: int, inertia: float) -> None:
+        context.progress(update, config.iterations)
+
+    result = lloyd(vectors, int(k), rng=stream(context.draw_seed(), "cluster"), config=config, progress=report)
     pq.write_table(
         pa.table({"id": vectors.ids, "cluster": result.assignment, "distance": result.distance}),
         context.out / "clusters.parquet",
@@ -66,44 +77,44 @@ def cluster(context: Context) -> dict[str, Any]:
     return {**info, "k": int(k), "inertia": float(result.inertia), "iterations": result.iterations}
 
 
-@step("select", "1", "selection.methods", "selection.sampling", "selection.greedy", "selection.quality", draws=True)
+@step(
+    "select",
+    "1",
+    "selection.methods",
+    "selection.sampling",
+    "selection.greedy",
+    "selection.candidates",
+    "selection.vectors",
+    draws=True,
+)
 def select(context: Context) -> dict[str, Any]:
     """`rows/`: the chosen rows. `selection.parquet`: every row with the figures that decided."""
-    import numpy as np
-    import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    from selection.clustering import Clustering
     from selection.methods import SelectConfig
     from selection.methods import select as choose
     from selection.vectors import Vectors
 
     table = rows.read(context.inputs["rows"] / "rows")
-    ids = table["id"].to_pylist()
-    vectors = Vectors(context.inputs["vectors"] / "vectors").subset(ids) if "vectors" in context.inputs else None
-    clustering = None
     if "clusters" in context.inputs:
-        folder = context.inputs["clusters"]
-        found = pq.read_table(folder / "clusters.parquet")
-        place = {row: i for i, row in enumerate(found["id"].to_pylist())}
-        take = np.array([place[row] for row in ids])
-        clustering = Clustering(
-            centres=np.load(folder / "centres.npy"),
-            assignment=found["cluster"].to_numpy()[take],
-            distance=found["distance"].to_numpy()[take],
-            inertia=0.0,
-            iterations=0,
-        )
+        clusters = pq.read_table(context.inputs["clusters"] / "clusters.parquet")
+        place = pc.index_in(table["id"], value_set=clusters["id"].combine_chunks())
+        for name in ("cluster", "distance"):
+            table = table.append_column(name, clusters[name].take(place))
     selection = choose(
         table,
         SelectConfig.model_validate(context.config),
-        vectors=vectors,
-        clustering=clustering,
+        vectors=Vectors.open(context.inputs["vectors"] / "vectors") if "vectors" in context.inputs else None,
         rng_seed=context.draw_seed(),
     )
     write_removed(selection, context.out / "selection.parquet")
-    chosen = pa.array(selection["selected"].to_pylist())
-    return finish(context, table.filter(chosen), pool=table.num_rows, method=context.config["method"])
+    chosen = selection.filter(selection["selected"])
+    kept = table.filter(pc.is_in(table["id"], value_set=chosen["id"].combine_chunks()))
+    if "count" in chosen.column_names:
+        often = chosen["count"].take(pc.index_in(kept["id"], value_set=chosen["id"].combine_chunks()))
+        kept = kept.append_column("count", often)
+    return finish(context, kept, pool=table.num_rows, method=context.config["method"])
 
 
 @step("score", "1", "selection.quality", kind="engine")
@@ -113,10 +124,10 @@ def score(context: Context) -> dict[str, Any]:
     from selection.vectors import Vectors
 
     engine = context.runtime.engine_for(context, "model") if "model" in context.inputs else None
-    vectors = Vectors(context.inputs["vectors"] / "vectors") if "vectors" in context.inputs else None
+    vectors = Vectors.open(context.inputs["vectors"] / "vectors") if "vectors" in context.inputs else None
     table = add_scores(
         rows.read(context.inputs["rows"] / "rows"),
-        ScoreConfig.model_validate(context.config),
+        ScoreConfig.model_validate(context.config["scorers"]),
         generate=engine.generate if engine else None,
         score=engine.score if engine else None,
         vectors=vectors,

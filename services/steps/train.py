@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from services.steps.base import Context, step
@@ -12,7 +13,11 @@ from services.steps.model import model_folder
     "train",
     "1",
     "training.sft",
+    "training.settings",
     "training.worker",
+    "training.corpus",
+    "training.model",
+    "training.export",
     "training.batches",
     "training.packing",
     "training.schedule",
@@ -26,32 +31,47 @@ from services.steps.model import model_folder
 def train(context: Context) -> dict[str, Any]:
     """`model/`, `metrics.jsonl` (one object a step), `train.json`, and `state/` for a stage that continues."""
     from training.objective import Objective
-    from training.sft import Execution, TrainConfig
+    from training.sft import Execution, TrainConfig, steps_of
     from training.sft import train as fit
 
-    stage = context.config["stage"]
-    inputs = context.inputs
-    state = inputs["init"] / "state"
-    keep = context.config["optimiser"] == "keep"
+    settings, execution = context.config, context.execution
+    stage, inputs = settings["stage"], context.inputs
+    config = TrainConfig.model_validate({**settings["train"], **execution["saving"]})
+    plan = inputs["plan"] / f"{stage}.parquet"
+    span = [(name.split(".", 2)[2], folder) for name, folder in sorted(inputs.items()) if name.startswith("span.")]
+    lengths = {name: steps_of(count_rows(folder / f"{name}.parquet"), config) for name, folder in span}
+    before = list(lengths)[: list(lengths).index(stage)] if lengths else []
+    total = steps_of(count_rows(plan), config)
     context.runtime.ray()
     result = fit(
         model=model_folder(inputs["init"]),
-        plan=inputs["plan"] / f"{stage}.parquet",
+        plan=plan,
         tokens=[folder / "tokens" for name, folder in sorted(inputs.items()) if name.startswith("tokens.")],
-        objective=Objective.parse(context.config["objective"]),
-        config=TrainConfig.model_validate(context.config["train"]),
-        execution=Execution.model_validate({**context.runtime.training_defaults(), **context.execution}),
+        objective=Objective.parse(settings["objective"]),
+        config=config,
+        execution=Execution.model_validate({**context.runtime.training_defaults(), **execution["execution"]}),
         seed=context.draw_seed(),
         out=context.out,
         work=context.work,
         stage=stage,
-        init_state=state if keep else None,
+        init_state=inputs["init"] / "state" if settings["optimiser"] == "keep" else None,
+        keep_state=settings["keep_state"],
         validation={
             name.removeprefix("held."): folder / "tokens"
             for name, folder in sorted(inputs.items())
             if name.startswith("held.")
         },
         env=context.runtime.environment(),
-        progress=context.progress,
+        progress=lambda line: context.progress(int(line["step"]), total),
+        steps_before=sum(lengths[name] for name in before),
+        steps_total=sum(lengths.values()) if lengths else None,
+        recipe=execution["recipe"],
     )
     return dict(result.summary)
+
+
+def count_rows(plan: Path) -> int:
+    """Rows of a stage's list, from the file's footer."""
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(plan).num_rows)

@@ -61,7 +61,7 @@ def chain(log: Path, **execution: Any) -> tuple[Node, Node, Node]:
 
 
 def run(store: Store, *targets: Node, keep_going: bool = False) -> list[Outcome]:
-    with Runtime(store) as runtime:
+    with Runtime(store, log=Path(store.url) / "log") as runtime:
         return Broker(store, runtime, keep_going=keep_going).run(targets)
 
 

@@ -1,0 +1,201 @@
+"""`cuvee init`, `plan`, `run`, `report`: recipes from file to results."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cuvee.errors import UserError
+from services.commands.common import address_option, json_option, print_json, recipe_options, store_option
+
+
+@click.command()
+@click.argument("path", default="recipe.yaml", type=click.Path(dir_okay=False))
+@click.option("--schema", is_flag=True, help="Write the JSON Schema for editors instead.")
+def init(path: str, schema: bool) -> None:
+    """Write a commented starter recipe to PATH (default recipe.yaml).
+
+    Example: cuvee init my.yaml && cuvee plan my.yaml
+    """
+    import json
+
+    from services.schema import json_schema, starter
+
+    target = Path(path)
+    if target.exists():
+        raise UserError(f"{path} exists", remedy="give another name")
+    target.write_text(json.dumps(json_schema(), indent=1) + "\n" if schema else starter())
+    click.echo(f"wrote {path}")
+
+
+@click.command()
+@recipe_options
+@store_option
+@json_option
+def plan(recipe: str, profiles: tuple[str, ...], overrides: tuple[str, ...], store: str, as_json: bool) -> None:
+    """Show the steps of RECIPE, which are done, and what the rest will cost. Loads no model.
+
+    Example: cuvee plan recipes/quickstart.yaml --set train.lr=1e-5
+    """
+    from services.figures import figures, show
+    from services.run import Request, open_plan, store_of
+
+    request = Request(Path(recipe), profiles, overrides, store)
+    where = store_of(request)
+    found = figures(open_plan(request, where), where)
+    if as_json:
+        print_json(found)
+    else:
+        show(found)
+
+
+@click.command()
+@recipe_options
+@store_option
+@address_option
+@json_option
+@click.option("--trust-remote-code", is_flag=True, help="Let model code of the hub run.")
+def run(
+    recipe: str,
+    profiles: tuple[str, ...],
+    overrides: tuple[str, ...],
+    store: str,
+    address: str | None,
+    as_json: bool,
+    trust_remote_code: bool,
+) -> None:
+    """Run RECIPE: make what is missing, train, measure, and write the report. Run it again to continue.
+
+    Example: cuvee run recipes/quickstart.yaml
+    """
+    from services.run import Request, first_failure
+    from services.run import run as execute
+    from services.terminal import quiet
+
+    request = Request(Path(recipe), profiles, overrides, store, address, trust_remote_code)
+    log = log_file(store, Path(recipe).stem)
+    with quiet(log, json=as_json) as terminal:
+        try:
+            result = execute(request, terminal, log)
+        except BaseException as error:
+            if not isinstance(error, KeyboardInterrupt | UserError):
+                terminal.err.print(tail(log), markup=False, style="dim")
+            terminal.err.print(f"log: {log}", markup=False)
+            raise
+        report = result.folder / "report.html"
+        if not as_json:
+            show_results(terminal, result.found)
+            terminal.out.print(f"\nreport  {report}\nmlflow  cuvee ui --store {store}\nlog     {log}", markup=False)
+            terminal.out.print(f"{len(result.outcomes)} steps in {result.seconds:.0f} s", markup=False)
+    if as_json:
+        print_json(
+            {
+                "run": result.name,
+                "status": "failed" if result.failed else "finished",
+                "steps": [outcome.record() for outcome in result.outcomes],
+                "report": str(report),
+                "log": str(log),
+                "seconds": round(result.seconds, 2),
+                **result.found,
+            }
+        )
+    if failure := first_failure(result):
+        raise failure
+
+
+@click.command()
+@click.argument("run_or_recipe")
+@store_option
+@click.option("--format", "form", type=click.Choice(["html", "md", "json"]), default="html", show_default=True)
+@click.option("--out", type=click.Path(dir_okay=False), help="Where to write it; default beside the run.")
+def report(run_or_recipe: str, store: str, form: str, out: str | None) -> None:
+    """Write the report of a run (its name, the beginning of it, or its recipe file) again.
+
+    Example: cuvee report quickstart --format md --out quickstart.md
+    """
+    from services.report import write
+    from services.store import Store
+
+    where = Store(store)
+    name = find_run(where, run_or_recipe)
+    target = Path(out) if out else where.scratch / "runs" / name / f"report.{form}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    click.echo(write(where, name, target, form=form))
+
+
+def find_run(store: Any, word: str) -> str:
+    """The name of a stored run: by name, by its beginning, or by recipe file. UserError when none or many match."""
+    from services.recipe import load
+    from services.run import run_name
+
+    names = store.runs()
+    if word in names:
+        return word
+    if Path(word).suffix in (".yaml", ".yml") and Path(word).exists():
+        name = run_name(load(word))
+        if name in names:
+            return name
+    found = [name for name in names if name.startswith(word)]
+    if len(found) != 1:
+        known = ", ".join(sorted(names)) or "none"
+        raise UserError(f"{len(found)} runs match {word!r}", remedy=f"runs of this store: {known}")
+    return found[0]
+
+
+def log_file(store: str, name: str) -> Path:
+    """The log of a command, beside a local store."""
+    base = Path(store) if "://" not in store else Path("cuvee-logs")
+    return (base / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}.log").resolve()
+
+
+def tail(log: Path, lines: int = 6) -> str:
+    """The last lines of a log that speak of an error, else its last lines."""
+    from services.redact import redact
+
+    if not log.exists():
+        return ""
+    text = log.read_text(errors="replace").splitlines()[-400:]
+    errors = [line for line in text if "Error" in line or "error:" in line]
+    return redact("\n".join((errors or text)[-lines:]))
+
+
+def show_results(terminal: Any, found: dict[str, Any]) -> None:
+    """The table at the end of a run."""
+    from rich.table import Table
+
+    changes = {(c["arm"], c["point"], c["task"]): c for c in found["changes"]}
+    arms = dict.fromkeys(s["arm"] for s in found["scores"])
+    for arm in arms:
+        table = Table(title=f"arm {arm}" if len(arms) > 1 else None, title_justify="left", header_style="bold")
+        for title in ("task", "metric", "model", "score", "95% interval", "change from base", "items"):
+            table.add_column(title, justify="right" if title in ("score", "items") else "left")
+        last = ""
+        for score in sorted((s for s in found["scores"] if s["arm"] == arm), key=lambda s: s["task"]):
+            change = changes.get((arm, score["point"], score["task"]))
+            table.add_row(
+                score["task"] if score["task"] != last else "",
+                score["metric"] if score["task"] != last else "",
+                score["point"],
+                _number(score["mean"]),
+                f"{_number(score['low'])} to {_number(score['high'])}",
+                f"{change['difference']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f})" if change else "",
+                str(score["n"]) + (f" ({score['errors']} failed)" if score["errors"] else ""),
+            )
+            last = score["task"]
+        terminal.out.print(table)
+    for drop in found["retention"]:
+        terminal.out.print(
+            f"forgotten ({drop['arm']}, {drop['point']}): mean drop {drop['drop']:+.3f} "
+            f"({drop['low']:+.3f} to {drop['high']:+.3f})",
+            markup=False,
+        )
+    for contrast in found["contrasts"]:
+        figures = f": {contrast['mean']:+.4f}, p = {contrast['p']:.3f}" if "mean" in contrast else ""
+        terminal.out.print(f"contrast {contrast['name']}{figures}: {contrast['verdict']}", markup=False)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

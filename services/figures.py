@@ -1,0 +1,383 @@
+"""What `cuvee plan` says: each figure with how sure it is.
+
+A figure is `exact` when it follows from the recipe and finished artifacts, `estimated from n rows` when it is carried
+over from a finished table by sizes, and `known after <step>` when only that step can tell. Nothing is loaded for it but
+records of the store.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cuvee.amounts import Amount
+from cuvee.errors import UserError
+from services.graph import Node, ordered
+from services.plan import ArmPlan, Plan
+from services.steps.model import model_folder
+from services.store import Store
+
+CHARACTERS_PER_TOKEN = 3.6
+"""Of English and code under the usual tokenizers; used until a table has been rendered."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number with its certainty; `value` is None when it is not known yet."""
+
+    value: int | None
+    certainty: str
+
+    def record(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"value": self.value, "certainty": self.certainty}
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return self.certainty
+        return f"{self.value:,}" if self.certainty == "exact" else f"~{self.value:,}"
+
+
+EXACT = "exact"
+
+
+class Figures:
+    """Rows and tokens of nodes, from records of the store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._rows: dict[str, Figure] = {}
+
+    def info(self, node: Node) -> Mapping[str, Any] | None:
+        """The record of a finished node."""
+        done = self.store.done(node.key)
+        return done.info if done else None
+
+    def rows(self, node: Node) -> Figure:
+        """Rows of a table after a step."""
+        if node.key not in self._rows:
+            self._rows[node.key] = self._rows_of(node)
+        return self._rows[node.key]
+
+    def _rows_of(self, node: Node) -> Figure:
+        info = self.info(node)
+        if info is not None and "rows" in info:
+            return Figure(int(info["rows"]), EXACT)
+        if node.step == "load":
+            return Figure(None, f"known after {node.label}")
+        before = [self.rows(source) for name, source in sorted(node.inputs.items()) if name.startswith("rows")]
+        if not before or any(figure.value is None for figure in before):
+            return next((f for f in before if f.value is None), Figure(None, f"known after {node.label}"))
+        size = sum(figure.value or 0 for figure in before)
+        certainty = before[0].certainty if len(before) == 1 else f"estimated from {size} rows"
+        if node.step in ("score", "render") or (node.step == "respond" and _one_target(node)):
+            return Figure(size, certainty)
+        if node.step == "holdout":
+            held = min(size, Amount.parse(node.config["amount"]).rows_of(size))
+            return Figure(size - held, f"estimated from {size} rows")
+        if node.step == "sample":
+            return Figure(min(size, Amount.parse(node.config["amount"]).rows_of(size)), certainty)
+        if node.step == "select" and node.config.get("by") is None:
+            return Figure(min(size, Amount.parse(node.config["amount"]).rows_of(size)), certainty)
+        if node.step == "merge":
+            return Figure(size, f"estimated from {size} rows")
+        return Figure(None, f"known after {node.label}")
+
+    def tokens(self, node: Node) -> Figure:
+        """Tokens of a rendered table, before truncation."""
+        info = self.info(node)
+        if info is not None and "tokens" in info:
+            return Figure(int(info["tokens"]), EXACT)
+        rows = self.rows(node)
+        if rows.value is None:
+            return rows
+        source = next(iter(n for name, n in node.inputs.items() if name == "rows"))
+        while source is not None and "characters" not in (self.info(source) or {}):
+            source = next((n for name, n in sorted(source.inputs.items()) if name.startswith("rows")), None)  # type: ignore[arg-type]
+        if source is None:
+            return Figure(None, f"known after {node.label}")
+        seen = self.info(source) or {}
+        each = seen["characters"] / max(seen["rows"], 1) / CHARACTERS_PER_TOKEN
+        return Figure(round(each * rows.value), f"estimated from {seen['rows']} rows")
+
+
+def _one_target(node: Node) -> bool:
+    return node.config["respond"]["policy"] not in ("rft", "model_only")
+
+
+def figures(plan: Plan, store: Store) -> dict[str, Any]:
+    """Everything that `cuvee plan` shows."""
+    known = Figures(store)
+    nodes = ordered(plan.targets)
+    alone = sum(len(ordered(arm.targets)) for arm in plan.arms)
+    return {
+        "recipe": plan.recipe.name,
+        "hash": plan.recipe.hash,
+        "store": store.url,
+        "missing": [str(error) for error in plan.missing],
+        "arms": [{"name": arm.arm.name, "seed": arm.arm.seed, "settings": dict(arm.arm.settings)} for arm in plan.arms],
+        "steps": [_step(node, known) for node in nodes],
+        "done": sum(store.done(node.key) is not None for node in nodes),
+        "tables": _tables(plan, known),
+        "stages": _stages(plan, known),
+        "training": _training(plan, known),
+        "sharing": {"steps": len(nodes), "steps without sharing": alone, "reasons": _reasons(plan)},
+        "objective": _objective(plan, known),
+        "power": _power(plan),
+    }
+
+
+def _step(node: Node, known: Figures) -> dict[str, Any]:
+    done = known.store.done(node.key)
+    return {
+        "name": node.label,
+        "step": node.step,
+        "key": node.key,
+        "status": "done" if done else "missing",
+        "seconds": done.seconds if done else None,
+    }
+
+
+def _tables(plan: Plan, known: Figures) -> list[dict[str, Any]]:
+    """Rows of each table after each of its steps, for each arm in which they differ."""
+    found: dict[str, dict[str, Any]] = {}
+    for arm in plan.arms:
+        for name, state in arm.tables.items():
+            changing = [n for n in state.nodes if n.step not in ("embed", "cluster", "encoder")]
+            if state.rows.key not in found:
+                path = [{"step": n.label, **known.rows(n).record()} for n in changing]
+                found[state.rows.key] = {"arm": arm.arm.name, "table": name, "steps": path}
+    return list(found.values())
+
+
+def _stages(plan: Plan, known: Figures) -> list[dict[str, Any]]:
+    """Asked against realised, stage by stage; each distinct list once."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for arm in plan.arms:
+        for stage, parts in arm.stages.items():
+            if parts.compose.key in found:
+                continue
+            info = known.info(parts.compose)
+            lines = (
+                [{**line, "certainty": EXACT} for line in info["realised"]]
+                if info
+                else [
+                    _asked(parts.compose, table, amount, known) for table, amount in parts.compose.config["mix"].items()
+                ]
+            )
+            found[parts.compose.key] = [{"arm": arm.arm.name, "stage": stage, **line} for line in lines]
+    return [line for lines in found.values() for line in lines]
+
+
+def _asked(node: Node, table: str, asked: str, known: Figures) -> dict[str, Any]:
+    """What the list will hold of a table, before it is made."""
+    tokens = node.inputs[f"tokens.{table}"]
+    size, total = known.rows(tokens), known.tokens(tokens)
+    amount, epochs = Amount.parse(asked), float(node.config["epochs"])
+    line: dict[str, Any] = {"table": table, "asked": asked, "certainty": size.certainty}
+    if size.value is None or amount.kind == "tokens":
+        return {**line, "rows": None, "unique": None, "repeat": None, "tokens": None}
+    each = max(amount.rows_of(size.value), node.config["minimum"] if amount.value else 0)
+    unique = min(each, size.value)
+    count = math.floor(each * epochs)
+    mean = total.value / size.value if total.value is not None and size.value else None
+    return {
+        **line,
+        "rows": count,
+        "unique": unique,
+        "repeat": count / unique if unique else None,
+        "tokens": round(mean * count) if mean is not None else None,
+    }
+
+
+def _training(plan: Plan, known: Figures) -> list[dict[str, Any]]:
+    """Optimiser steps, memory and disk of each distinct training."""
+    stages = _stages(plan, known)
+    found: dict[str, dict[str, Any]] = {}
+    for arm in plan.arms:
+        for stage, parts in arm.stages.items():
+            if parts.train.key in found:
+                found[parts.train.key]["arms"].append(arm.arm.name)
+                continue
+            rows = [s["rows"] for s in stages if s["stage"] == stage and s["arm"] == _owner(plan, parts.compose)]
+            settings = arm.arm.document.train_for(stage)
+            steps = None if None in rows else math.ceil(sum(rows) / settings.global_batch)
+            record: dict[str, Any] = {"arms": [arm.arm.name], "stage": stage, "steps": steps}
+            record["status"] = "done" if known.info(parts.train) else "missing"
+            record |= _memory(arm, stage, parts.train, known)
+            found[parts.train.key] = record
+    return list(found.values())
+
+
+def _owner(plan: Plan, compose: Node) -> str:
+    """The first arm with this list."""
+    return next(a.arm.name for a in plan.arms for s in a.stages.values() if s.compose.key == compose.key)
+
+
+def _memory(arm: ArmPlan, stage: str, node: Node, known: Figures) -> dict[str, Any]:
+    """Memory of a worker with its arithmetic, and the disk that weights and checkpoints take."""
+    from training import memory
+    from training.settings import Execution
+
+    model = node.inputs["init"]
+    while model.step == "train":
+        model = model.inputs["init"]
+    if known.info(model) is None:
+        return {"memory_gb": None, "memory": f"known after {model.label}"}
+    config = json.loads((model_folder(known.store.local(model.key)) / "config.json").read_text())
+    settings = arm.arm.document.train_for(stage)
+    execution = Execution.model_validate(node.execution["execution"])
+    try:
+        count = memory.parameters(config)
+        found = memory.plan(config, settings, execution, node.config["train"]["precision"])
+    except UserError as error:
+        return {"memory_gb": None, "memory": str(error)}
+    bits = 2 if node.config["train"]["precision"] != "fp32" else 4
+    disk = count * (bits + 12 * settings.keep) / 1e9
+    return {"memory_gb": round(found.device / 1e9, 2), "memory": found.text, "disk_gb": round(disk, 2)}
+
+
+def _reasons(plan: Plan) -> list[dict[str, Any]]:
+    """Which arms share the training of a stage, and for the others the first thing that differs."""
+    found = []
+    names = dict.fromkeys(stage for arm in plan.arms for stage in arm.stages)
+    for stage in names:
+        groups: dict[str, list[ArmPlan]] = {}
+        for arm in plan.arms:
+            if stage in arm.stages:
+                groups.setdefault(arm.stages[stage].train.key, []).append(arm)
+        first = next(iter(groups.values()))[0].stages[stage].train
+        for members in groups.values():
+            node = members[0].stages[stage].train
+            why = "" if node.key == first.key else difference(first, node)
+            found.append({"stage": stage, "arms": [arm.arm.name for arm in members], "differs by": why})
+    return found
+
+
+def difference(a: Node, b: Node) -> str:
+    """The first setting in which two nodes, or what they are made from, differ."""
+    if a.key == b.key:
+        return ""
+    for name in sorted({*a.inputs, *b.inputs}):
+        left, right = a.inputs.get(name), b.inputs.get(name)
+        if left is None or right is None:
+            return f"{b.label}: {name.partition('.')[2] or name} is {'added' if left is None else 'left out'}"
+        if found := difference(left, right):
+            return found
+    if a.seed != b.seed:
+        return f"{b.label}: seed {a.seed} and {b.seed}"
+    left_config, right_config = _flat(a.config), _flat(b.config)
+    for key in sorted({*left_config, *right_config}):
+        if left_config.get(key) != right_config.get(key):
+            return f"{b.label}: {key} {left_config.get(key)} and {right_config.get(key)}"
+    return f"{b.label}: other data"
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return {k: v for key, child in value.items() for k, v in _flat(child, f"{path}.{key}" if path else key).items()}
+    return {path: value}
+
+
+def _objective(plan: Plan, known: Figures) -> list[dict[str, Any]]:
+    """Share of trained tokens by role and source, and warnings, for stages whose tables are rendered."""
+    from cuvee import rows
+    from training import objective as objectives
+
+    found: dict[str, dict[str, Any]] = {}
+    for arm in plan.arms:
+        for stage, parts in arm.stages.items():
+            spec = arm.arm.document.objective_for(stage)
+            max_len = arm.arm.document.train_for(stage).max_len
+            for name, node in parts.train.inputs.items():
+                key = f"{node.key} {spec.model_dump_json()} {max_len}"
+                if not name.startswith("tokens.") or known.info(node) is None or key in found:
+                    continue
+                table = rows.read(known.store.local(node.key) / "tokens")
+                found[key] = {
+                    "arm": arm.arm.name,
+                    "stage": stage,
+                    "table": name.removeprefix("tokens."),
+                    "shares": objectives.trained_share(table, spec).to_pylist(),
+                    "warnings": objectives.warnings(table, spec, max_len=max_len),
+                }
+    return list(found.values())
+
+
+def _power(plan: Plan) -> list[dict[str, Any]]:
+    """The smallest difference that the number of items can show, for accuracies (80% power, 95% level)."""
+    from evaluation.statistics import minimum_detectable
+
+    found: dict[str, dict[str, Any]] = {}
+    for arm in plan.arms:
+        for measure in arm.measures:
+            limit = measure.node.config["options"].get("limit")
+            if limit and measure.kind not in ("gold_loss", "output_loss", "bleu") and measure.task not in found:
+                found[measure.task] = {
+                    "task": measure.task,
+                    "items": limit,
+                    "detectable": round(minimum_detectable(limit, p=0.5, correlation=0.5), 3),
+                }
+    return list(found.values())
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """`cuvee plan` for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    arms = f", {len(found['arms'])} arms" if len(found["arms"]) > 1 else ""
+    console.print(f"[bold]{found['recipe']}[/]  {found['hash'][:12]}{arms}  store {found['store']}")
+    for text in found["missing"]:
+        console.print(f"[red]missing[/] {text}", markup=True)
+    steps = Table(box=None, header_style="dim", title=f"{len(found['steps'])} steps, {found['done']} done")
+    steps.title_justify = "left"
+    for title in ("step", "status", "key"):
+        steps.add_column(title)
+    for step in found["steps"]:
+        mark = "[green]done[/]" if step["status"] == "done" else "to do"
+        steps.add_row(step["name"], mark, f"[dim]{step['key'][-12:]}[/]")
+    console.print(steps)
+    for table in found["tables"]:
+        path = " → ".join(f"{s['step'].split(' · ')[-1]} {_shown(s)}" for s in table["steps"])
+        console.print(f"[bold]{table['table']}[/] {path}", markup=True)
+    lists = Table(box=None, header_style="dim", title="lists (asked and realised)", title_justify="left")
+    for title in ("arm", "stage", "table", "asked", "rows", "unique", "repeat", "tokens", "cut", "certainty"):
+        lists.add_column(title, justify="left" if title in ("arm", "stage", "table", "asked", "certainty") else "right")
+    for line in found["stages"]:
+        cells = (line.get(k) for k in ("rows", "unique", "repeat", "tokens", "truncated"))
+        lists.add_row(
+            line["arm"], line["stage"], line["table"], str(line["asked"]), *map(_cell, cells), line["certainty"]
+        )
+    console.print(lists)
+    for training in found["training"]:
+        memory = (
+            f", {training['memory_gb']} GB a worker" if training.get("memory_gb") else f", memory {training['memory']}"
+        )
+        steps_text = training["steps"] if training["steps"] is not None else "?"
+        console.print(f"train {training['stage']}: {steps_text} steps{memory} ({training['status']})", markup=False)
+    sharing = found["sharing"]
+    if len(found["arms"]) > 1:
+        console.print(f"sharing: {sharing['steps']} steps instead of {sharing['steps without sharing']}")
+        for reason in sharing["reasons"]:
+            why = f"  (differs by {reason['differs by']})" if reason["differs by"] else ""
+            console.print(f"  {reason['stage']}: {', '.join(reason['arms'])}{why}", markup=False)
+    for entry in found["objective"]:
+        for warning in entry["warnings"]:
+            console.print(f"[yellow]warning[/] {entry['stage']} · {entry['table']}: {warning}")
+    for power in found["power"]:
+        console.print(f"{power['task']}: {power['items']} items show differences from {power['detectable']:.2f} on")
+
+
+def _shown(figure: Mapping[str, Any]) -> str:
+    return str(Figure(figure["value"], figure["certainty"]))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "?"
+    return f"{value:,.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else f"{value:,}"

@@ -1,0 +1,102 @@
+"""From `evaluate` of a recipe to evaluation steps of one model.
+
+Tasks and tables are measured by steps of their own, so that adding a benchmark runs only that benchmark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from services.graph import Node
+
+if TYPE_CHECKING:
+    from services.plan import Builder
+
+
+TABLE_MEASUREMENTS = {"gold_loss": "1", "output_loss": "1", "accuracy": "1", "bleu": "1"}
+"""What can be measured on a table of the recipe, with its version."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One evaluation of the model at a point. `kind` tells what it is for: task, retention, judged, or what of a table.
+
+    `task` is the name in tables and metrics: `arc_easy`, `gold_loss.math`.
+    """
+
+    point: str
+    task: str
+    kind: str
+    node: Node
+
+
+class Measures:
+    """The evaluations of one model."""
+
+    def __init__(self, builder: Builder, point: str, model: Node) -> None:
+        self.builder, self.point, self.model = builder, point, model
+        self.spec = builder.recipe.evaluate
+        self.name = builder.recipe.model_for()
+
+    def all(self) -> list[Measure]:
+        """In the order of the recipe."""
+        return [*self.tasks(), *self.on_tables()]
+
+    def tasks(self) -> list[Measure]:
+        from evaluation import suites, tasks
+
+        kinds: dict[str, list[str]] = {}
+        for kind, names in (("task", self.spec.tasks), ("retention", self.spec.retention)):
+            for name in suites.expand(names):
+                kinds.setdefault(name, []).append(kind)
+        found = []
+        for name, kind in kinds.items():
+            task = tasks.get(name)
+            own = self.spec.options.get(suites.plain(name))
+            options = {
+                "limit": (own.limit if own else None) or self.spec.limit,
+                "shots": own.shots if own else None,
+            }
+            config = {"task": name, "version": task.version, "options": options, "judge": None}
+            found.append(self.measured(suites.plain(name), "+".join(kind), config, {}))
+        for name, judged in self.spec.judged.items():
+            config = {"task": name, "version": tasks.get(name).version, "options": {"limit": self.spec.limit}}
+            config |= {"judge": None, "times": judged.times}
+            links = self.builder.judge_models(config, judged.judge)
+            found.append(self.measured(name, "judged", config, links))
+        return found
+
+    def on_tables(self) -> list[Measure]:
+        found = []
+        decoding = self.spec.decoding.model_dump(mode="json")
+        wanted: list[tuple[str, str, str, Any]] = [("gold_loss", t, "held", None) for t in self.spec.gold_loss]
+        wanted += [("output_loss", t, "rows", None) for t in self.spec.output_loss]
+        wanted += [("accuracy", t, "held", judge) for t, judge in self.spec.accuracy.items()]
+        wanted += [("bleu", t, "rows", None) for t in self.spec.bleu]
+        for task, table, part, judge in wanted:
+            state = self.builder.table(table)
+            rows = self.builder.held_rows(table) if part == "held" else state.rows
+            config: dict[str, Any] = {
+                "task": task,
+                "version": TABLE_MEASUREMENTS[task],
+                "table": table,
+                "part": "rows" if rows.step != "holdout" else part,
+                "options": {"limit": self.spec.limit},
+                "judge": None,
+            }
+            if task in ("accuracy", "bleu"):
+                config["decoding"] = decoding
+            links = {"rows": rows} | self.builder.judge_models(config, judge)
+            found.append(self.measured(f"{task}.{table}", task, config, links))
+        return found
+
+    def measured(self, task: str, kind: str, config: dict[str, Any], links: Mapping[str, Node]) -> Measure:
+        config["chat"] = self.builder.chat(self.name)
+        inputs = {"model": self.model, **links}
+        execution = self.builder.engine(self.name)
+        seed = self.builder.seeds["judge"]
+        label = f"{self.point} · {task}"
+        node = self.builder.node("evaluate", label, config, inputs, seed=seed, execution=execution, model=self.model)
+        return Measure(self.point, task, kind, node)

@@ -1,0 +1,535 @@
+"""From an arm of a recipe to its graph of steps.
+
+Everything is unrolled into ordinary steps here; no science function calls a step. What a piece needs and the recipe
+does not write (vectors for a selector, clusters, the column that it ranks by) is put before it. A plan loads no model
+and reads no table: keys follow from the recipe and from digests of data and models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cuvee.errors import CuveeError, MissingError, UserError
+from services import models, sources
+from services.graph import Node, make_node
+from services.measuring import Measure, Measures
+from services.models import ModelSpec
+from services.store import Store
+from services.tables import Operation, source_name
+
+if TYPE_CHECKING:
+    from services.arms import Arm
+    from services.measures import Point
+    from services.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TableState:
+    """A table on its way through `do`. `held` are the hold-outs that it or its origins have made."""
+
+    rows: Node
+    held: tuple[Node, ...] = ()
+    vectors: Node | None = None
+    clusters: Node | None = None
+    scores: tuple[str, ...] = ()
+    nodes: tuple[Node, ...] = ()
+
+    def then(self, node: Node, **change: Any) -> TableState:
+        """The state after an operation that changed the rows."""
+        return replace(self, rows=node, nodes=(*self.nodes, node), **change)
+
+    def beside(self, node: Node, **change: Any) -> TableState:
+        """The state after a step that left the rows as they are."""
+        return replace(self, nodes=(*self.nodes, node), **change)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage's list and its training."""
+
+    compose: Node
+    train: Node
+
+
+@dataclass
+class ArmPlan:
+    """An arm with all of its nodes."""
+
+    arm: Arm
+    tables: dict[str, TableState] = field(default_factory=dict)
+    stages: dict[str, StagePlan] = field(default_factory=dict)
+    points: dict[str, Node] = field(default_factory=dict)
+    measures: list[Measure] = field(default_factory=list)
+    base: Node | None = None
+
+    @property
+    def targets(self) -> list[Node]:
+        """What has to be made for this arm."""
+        tables = [node for state in self.tables.values() for node in (*state.nodes, state.rows)]
+        stages = [node for stage in self.stages.values() for node in (stage.compose, stage.train)]
+        return [*tables, *stages, *(measure.node for measure in self.measures)]
+
+
+@dataclass
+class Plan:
+    """All arms of a recipe. `missing` says what cannot be reached from here; a run refuses to start with any."""
+
+    recipe: Recipe
+    arms: list[ArmPlan]
+    missing: list[CuveeError]
+
+    @property
+    def targets(self) -> list[Node]:
+        """What has to be made for all arms."""
+        return [node for arm in self.arms for node in arm.targets]
+
+
+def make_plan(recipe: Recipe, arms: Sequence[Arm], store: Store, *, accelerator: bool | None = None) -> Plan:
+    """The plan of a recipe's arms. `accelerator`: whether steps will find GPUs (default: whether this machine has)."""
+    from services.cluster import has_accelerator
+
+    where = Surroundings(store, has_accelerator() if accelerator is None else accelerator)
+    return Plan(recipe, [Builder(arm, where).build() for arm in arms], where.missing)
+
+
+@dataclass
+class Surroundings:
+    """What keys need from outside, asked once for all arms."""
+
+    store: Store
+    accelerator: bool
+    missing: list[CuveeError] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
+    accepted: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.accepted = self.store.accepted()
+
+    def digest(self, name: str, ask: Any) -> str:
+        """The digest of a model or source; a missing one is noted, so that the rest of the plan can be shown."""
+        if name not in self.digests:
+            try:
+                self.digests[name] = ask()
+            except MissingError as error:
+                self.missing.append(error)
+                self.digests[name] = f"missing:{name}"
+        return self.digests[name]
+
+
+class Builder:
+    """Builds the graph of one arm."""
+
+    def __init__(self, arm: Arm, where: Surroundings) -> None:
+        self.recipe, self.seeds, self.where = arm.document, arm.seeds, where
+        self.plan = ArmPlan(arm)
+        self.cache = where.store.scratch / "cache"
+
+    def build(self) -> ArmPlan:
+        """Tables, stages, evaluations. A table that nothing uses is built too, so that its steps can be seen."""
+        for name in self.recipe.data:
+            self.table(name)
+        if self.recipe.stages or self.recipe.points():
+            self.plan.base = self.model(self.recipe.model_for())
+        for name in self.recipe.stages:
+            self.stage(name)
+        for point in self.recipe.points():
+            self.measure(point)
+        return self.plan
+
+    def node(self, step: str, label: str, config: Mapping[str, Any], inputs: Mapping[str, Node], **more: Any) -> Node:
+        return make_node(step, label, config, inputs, accepted=self.where.accepted, **more)
+
+    # Models
+
+    def model(self, name: str) -> Node:
+        """The node of a model of the recipe."""
+        spec = self.spec(name)
+        digest = self.where.digest(f"model {name} {spec.model_dump_json()}", lambda: models.digest(spec, self.hashes))
+        config = spec.model_dump(mode="json", include={"id", "revision"})
+        return self.node("model", f"model {name}", config, {}, data=digest)
+
+    def spec(self, name: str) -> ModelSpec:
+        if name not in self.recipe.models:
+            raise UserError(f"unknown model {name!r}", remedy=f"known: {', '.join(self.recipe.models)}")
+        return self.recipe.models[name]
+
+    @property
+    def hashes(self) -> Path:
+        """The cache of file hashes."""
+        return self.cache / "models.json"
+
+    def chat(self, name: str) -> dict[str, Any]:
+        """How conversations of a model are rendered; part of every key that a rendering enters."""
+        spec = self.spec(name)
+        return {
+            "template": models.template_text(spec.template),
+            "template_args": dict(spec.template_args),
+            "date": spec.date,
+        }
+
+    def engine(self, name: str) -> dict[str, Any]:
+        """How the engine of a model runs; not part of keys."""
+        spec = self.spec(name)
+        options = spec.model_dump(include={"tensor_parallel", "max_len", "dtype", "replicas"}, exclude_none=True)
+        if spec.api:
+            options["api"] = spec.model_dump(mode="json", exclude_none=True)
+        return {"engine": options}
+
+    def encoder(self, name: str) -> Node:
+        """The node of an encoder."""
+        digest = self.where.digest(f"encoder {name}", lambda: models.encoder_digest(name, self.hashes))
+        return self.node("encoder", f"encoder {name}", {"id": name}, {}, data=digest)
+
+    # Tables
+
+    def table(self, name: str) -> TableState:
+        """The final state of a table of the recipe, or of a round `table@n`."""
+        if name not in self.plan.tables:
+            spec = self.recipe.data[name]
+            state = self.origins(name)
+            for operation in spec.do:
+                state = self.operation(name, operation, state)
+            self.plan.tables[name] = state
+        return self.plan.tables[name]
+
+    def origins(self, name: str) -> TableState:
+        """What a table starts from: a source, another table, or several joined."""
+        found = []
+        for origin in self.recipe.data[name].origins:
+            if isinstance(origin, str) and origin in self.recipe.data:
+                found.append(replace(self.table(origin), nodes=()))
+            else:
+                found.append(TableState(self.load(origin)))
+        if len(found) == 1:
+            return found[0] if found[0].rows.step != "load" else replace(found[0], nodes=(found[0].rows,))
+        inputs = {f"rows.{i}": state.rows for i, state in enumerate(found)}
+        merged = self.node("merge", f"{name} · merge", {"part": "rows"}, inputs)
+        held = tuple(dict.fromkeys(node for state in found for node in state.held))
+        common = set.intersection(*(set(state.scores) for state in found))
+        loads = [state.rows for state in found if state.rows.step == "load"]
+        return TableState(merged, held, scores=tuple(sorted(common)), nodes=(*loads, merged))
+
+    def load(self, origin: str | dict[str, Any]) -> Node:
+        """The node that reads a source. Its draws (`limit`) follow the recipe's seed, not the repeats'."""
+        settings = dict(origin) if isinstance(origin, dict) else {"path": origin}
+        name = source_name(origin)
+        settings.pop("name", None)
+        source = sources.Source.model_validate(settings)
+        word = source.model_dump_json()
+        digest = self.where.digest(f"source {word}", lambda: sources.digest(source, self.cache))
+        # The address is not in the key: a file that is moved is the same data (its content is in the digest).
+        config = {"name": name, "seed": self.recipe.seed if source.draws else 0}
+        execution = {"source": source.model_dump(mode="json", exclude_defaults=True)}
+        return self.node("load", f"{name} · load", config, {}, data=digest, execution=execution)
+
+    def operation(self, table: str, operation: Operation, state: TableState) -> TableState:
+        """One entry of `do`."""
+        method = getattr(self, f"do_{operation.name}", None)
+        label = f"{table} · {operation.label}"
+        if method is not None:
+            return method(label, operation.config, state)  # type: ignore[no-any-return]
+        config = operation.config.model_dump(mode="json")
+        seed = self.seeds["sample"]
+        return state.then(self.node(operation.name, label, config, {"rows": state.rows}, seed=seed))
+
+    def do_holdout(self, label: str, config: Any, state: TableState) -> TableState:
+        node = self.node("holdout", label, config.model_dump(mode="json"), {"rows": state.rows})
+        return state.then(node, held=(*state.held, node))
+
+    def do_dedup(self, label: str, config: Any, state: TableState) -> TableState:
+        inputs = {"rows": state.rows}
+        if config.semantic is not None:
+            state = self.with_vectors(label, state)
+            assert state.vectors is not None
+            inputs["vectors"] = state.vectors
+        return state.then(self.node("dedup", label, config.model_dump(mode="json"), inputs))
+
+    def do_decontaminate(self, label: str, config: Any, state: TableState) -> TableState:
+        from evaluation import tasks
+
+        inputs = {"rows": state.rows}
+        versions = {}
+        for name in config.against:
+            if name in self.recipe.data:
+                inputs[f"against.{name}"] = self.table(name).rows
+            else:
+                versions[name] = tasks.get(name).version
+        settings = {"options": config.model_dump(mode="json"), "against": list(config.against), "versions": versions}
+        return state.then(self.node("decontaminate", label, settings, inputs))
+
+    def do_embed(self, label: str, config: Any, state: TableState) -> TableState:
+        inputs = {"rows": state.rows, "encoder": self.encoder(config.encoder)}
+        node = self.node("embed", label, config.model_dump(mode="json"), inputs)
+        return state.beside(node, vectors=node)
+
+    def with_vectors(self, label: str, state: TableState) -> TableState:
+        """The state with vectors: those that are there, else by the default encoder."""
+        if state.vectors is not None:
+            return state
+        from selection.embedding import EmbedConfig
+
+        return self.do_embed(f"{label.split(' · ')[0]} · embed", EmbedConfig(), state)
+
+    def do_cluster(self, label: str, config: Any, state: TableState) -> TableState:
+        state = self.with_vectors(label, state)
+        assert state.vectors is not None
+        inputs = {"rows": state.rows, "vectors": state.vectors}
+        settings = config.model_dump(mode="json")
+        node = self.node("cluster", label, settings, inputs, seed=self.seeds["sample"])
+        return state.beside(node, clusters=node)
+
+    def do_score(self, label: str, config: Any, state: TableState) -> TableState:
+        inputs = {"rows": state.rows}
+        settings: dict[str, Any] = {"scorers": config.model_dump(mode="json")}
+        execution: dict[str, Any] = {}
+        if "embedding" in config.needs():
+            state = self.with_vectors(label, state)
+            assert state.vectors is not None
+            inputs["vectors"] = state.vectors
+        model = None
+        if name := config.model_name(self.recipe.model_for()):
+            inputs["model"] = model = self.model(name)
+            settings["chat"] = self.chat(name)
+            execution = self.engine(name)
+        node = self.node("score", label, settings, inputs, execution=execution, model=model)
+        return state.then(node, scores=(*state.scores, *config.columns()))
+
+    def do_select(self, label: str, config: Any, state: TableState) -> TableState:
+        from selection.clustering import ClusterConfig
+        from selection.methods import clusters_of, needs
+
+        wanted = needs(config)
+        table = label.split(" · ")[0]
+        if "cosine" in wanted and "cosine" not in state.scores:
+            from selection.quality import ScoreConfig
+
+            state = self.do_score(f"{table} · cosine", ScoreConfig.parse({"cosine": "cosine"}), state)
+        if "quality" in wanted and config.quality not in state.scores:
+            known = ", ".join(state.scores) or "none"
+            raise UserError(
+                f"{label}: no score named {config.quality!r} (known: {known})",
+                remedy=f"add {{score: {{…: {config.quality}}}}} before it",
+            )
+        inputs = {"rows": state.rows}
+        if wanted & {"embedding", "cluster"}:
+            state = self.with_vectors(label, state)
+            assert state.vectors is not None
+            inputs["vectors"] = state.vectors
+        if "cluster" in wanted and (state.clusters is None or config.clusters is not None):
+            # k may depend on the size of the pool, which is known only when the step runs.
+            k = config.clusters if config.clusters is not None else "rule"
+            settings = ClusterConfig(k="auto" if k == "rule" else k)
+            if k == "rule":
+                state = self.rule_clusters(f"{table} · cluster", config, clusters_of.__name__, state)
+            else:
+                state = self.do_cluster(f"{table} · cluster", settings, state)
+        if "cluster" in wanted:
+            assert state.clusters is not None
+            inputs["clusters"] = state.clusters
+        settings_ = config.model_dump(mode="json")
+        return state.then(self.node("select", label, settings_, inputs, seed=self.seeds["sample"]))
+
+    def rule_clusters(self, label: str, config: Any, rule: str, state: TableState) -> TableState:
+        """Clusters whose number follows from the budget (`selection.methods.clusters_of`)."""
+        from selection.clustering import ClusterConfig
+
+        assert state.vectors is not None
+        settings = {**ClusterConfig(k=2).model_dump(mode="json"), "k": {rule: config.model_dump(mode="json")}}
+        inputs = {"rows": state.rows, "vectors": state.vectors}
+        node = self.node("cluster", label, settings, inputs, seed=self.seeds["sample"])
+        return state.beside(node, clusters=node)
+
+    def do_respond(self, label: str, config: Any, state: TableState) -> TableState:
+        settings: dict[str, Any] = {"respond": config.model_dump(mode="json"), "judge": None}
+        inputs, execution = {"rows": state.rows}, {}
+        model = None
+        if config.policy != "gold":
+            name = config.model or self.recipe.model_for()
+            inputs["model"] = model = self.model(name)
+            settings["chat"] = self.chat(name)
+            execution = self.engine(name)
+            inputs |= self.judge_models(settings, config.judge)
+        node = self.node(
+            "respond", label, settings, inputs, seed=self.seeds["generation"], execution=execution, model=model
+        )
+        return state.then(node)
+
+    def judge_models(self, settings: dict[str, Any], value: Any) -> dict[str, Node]:
+        """Put a judge's settings into a step's config; the nodes of the models that it needs."""
+        from evaluation.judges import JudgeConfig
+
+        if value is None:
+            return {}
+        judge = JudgeConfig.parse(value)
+        settings["judge"] = judge.model_dump(mode="json")
+        settings["judge_chat"] = {name: self.chat(name) for name in sorted(judge.model_names())}
+        return {f"judge.{name}": self.model(name) for name in judge.model_names()}
+
+    def do_iterate(self, label: str, config: Any, state: TableState) -> TableState:
+        from services.rounds import unroll
+
+        return unroll(self, label, config, state)
+
+    # Stages
+
+    def tokens(self, table: str, model: str, rows: Node, part: str = "rows") -> Node:
+        """The rendered rows of a table under a model's template."""
+        config = {"chat": self.chat(model), "part": part}
+        # Only the tokenizer matters; a model's node stands for it, since both are one download.
+        return self.node("render", f"{table} · tokens", config, {"rows": rows, "model": self.model(model)})
+
+    def stage(self, name: str) -> None:
+        """The list and the training of a stage."""
+        recipe, spec = self.recipe, self.recipe.stages[name]
+        settings = recipe.train_for(name)
+        model = recipe.model_for(name)
+        tables = {table: self.table(table) for table in spec.mix}
+        tokens = {table: self.tokens(table, model, state.rows) for table, state in tables.items()}
+        compose = self.compose(name, spec.mix, tables, tokens, settings, order=spec.order, minimum=spec.minimum)
+        init = self.plan.stages[spec.init].train if spec.init in self.plan.stages else self.model(model)
+        inputs = {"init": init, "plan": compose} | {f"tokens.{table}": node for table, node in tokens.items()}
+        for table, node in self.validation(name, model).items():
+            inputs[f"held.{table}"] = node
+        train = self.train(name, settings, recipe.objective_for(name), inputs, model, spec)
+        self.plan.stages[name] = StagePlan(compose, train)
+
+    def compose(
+        self,
+        stage: str,
+        mix: Mapping[str, Any],
+        tables: Mapping[str, TableState],
+        tokens: Mapping[str, Node],
+        settings: Any,
+        *,
+        order: str = "shuffle",
+        minimum: int = 0,
+    ) -> Node:
+        """The node of a stage's exact list; hold-outs of the whole recipe are excluded from it."""
+        inputs = {f"tokens.{table}": node for table, node in tokens.items()}
+        held = {f"held.{node.key[-8:]}": node for state in self.all_tables() for node in state.held}
+        if held:
+            inputs |= held | {f"rows.{table}": state.rows for table, state in tables.items()}
+        config = {
+            "stage": stage,
+            "mix": {table: str(amount) for table, amount in mix.items()},
+            "epochs": settings.epochs,
+            "order": order,
+            "max_len": settings.max_len,
+            "over_long": settings.over_long,
+            "minimum": minimum,
+            "seeds": {"sample": self.seeds["sample"], "order": self.seeds["order"]},
+        }
+        return self.node("compose", f"{stage} · list", config, inputs)
+
+    def held_rows(self, table: str) -> Node:
+        """The held-out rows of a table and of the tables that it is made from, as one table."""
+        held = self.table(table).held
+        if len(held) == 1:
+            return held[0]
+        return self.node("merge", f"{table} · held out", {"part": "held"}, {f"rows.{i}": n for i, n in enumerate(held)})
+
+    def all_tables(self) -> list[TableState]:
+        return [self.table(name) for name in self.recipe.data]
+
+    def validation(self, stage: str, model: str) -> dict[str, Node]:
+        """Held-out rows of the stage's tables, rendered: their loss is followed during training if the recipe asks."""
+        if self.recipe.train_for(stage).validation_every is None:
+            return {}
+        found: dict[str, Node] = {}
+        for table in self.recipe.stages[stage].mix:
+            for node in self.table(table).held:
+                name = node.label.split(" · ")[0]
+                found[name] = self.tokens(f"{name} (held out)", model, node, "held")
+        return found
+
+    def train(
+        self, stage: str, settings: Any, objective: Any, inputs: Mapping[str, Node], model: str, spec: Any
+    ) -> Node:
+        """The node of a training."""
+        config = {
+            "stage": stage,
+            "train": settings.model_copy(update={"precision": self.precision(settings)}).key(),
+            "objective": objective.model_dump(mode="json"),
+            "optimiser": spec.optimiser if spec.init in self.plan.stages else "restart",
+            "keep_state": any(s.init == stage and s.optimiser == "keep" for s in self.recipe.stages.values()),
+            "chat": self.chat(model),
+        }
+        links = dict(inputs) | self.span(stage)
+        saving = settings.model_dump(mode="json", include={"checkpoint_every", "checkpoint_minutes", "keep"})
+        execution = {"saving": saving, "execution": self.execution(model), "recipe": self.recipe.name}
+        return self.node("train", f"{stage} · train", config, links, seed=self.seeds["init"], execution=execution)
+
+    def precision(self, settings: Any) -> str:
+        """`auto` as it is on the machines of this run: an `auto` in a key would name two results."""
+        if settings.precision != "auto":
+            return str(settings.precision)
+        return "bf16" if self.where.accelerator else "fp32"
+
+    def execution(self, model: str) -> dict[str, Any]:
+        """What the model and the recipe say of where training runs."""
+        spec = self.spec(model)
+        said: dict[str, Any] = {"zero": spec.zero} if spec.zero else {}
+        if spec.micro_batch:
+            said["micro_batch"] = spec.micro_batch
+        if spec.offload != "none":
+            said["offload"] = "parameters" if spec.offload == "all" else spec.offload
+        return said | self.recipe.execution.model_dump(mode="json", exclude_unset=True)
+
+    def span(self, stage: str) -> dict[str, Node]:
+        """Lists of the stages that share one learning-rate schedule with this one, in order.
+
+        A stage that keeps the schedule of the one before makes that one's rates depend on its own length.
+        """
+        names = list(self.recipe.stages)
+        chain = [stage]
+        while self.recipe.stages[chain[0]].schedule == "keep" and self.recipe.stages[chain[0]].init in names:
+            chain.insert(0, self.recipe.stages[chain[0]].init)
+        while after := [
+            n for n in names if self.recipe.stages[n].init == chain[-1] and self.recipe.stages[n].schedule == "keep"
+        ]:
+            chain.append(after[0])
+        if len(chain) == 1:
+            return {}
+        return {f"span.{i}.{name}": self.list_of(name) for i, name in enumerate(chain)}
+
+    def list_of(self, stage: str) -> Node:
+        """The list of a stage, also of a later one."""
+        if stage in self.plan.stages:
+            return self.plan.stages[stage].compose
+        spec = self.recipe.stages[stage]
+        tables = {table: self.table(table) for table in spec.mix}
+        tokens = {t: self.tokens(t, self.recipe.model_for(stage), state.rows) for t, state in tables.items()}
+        settings = self.recipe.train_for(stage)
+        return self.compose(stage, spec.mix, tables, tokens, settings, order=spec.order, minimum=spec.minimum)
+
+    # Evaluation
+
+    def measure(self, point: Point) -> None:
+        """All evaluations of the recipe at a point."""
+        model = self.at(point)
+        if model is None:
+            return
+        self.plan.points[point.label] = model
+        self.plan.measures += list(Measures(self, point.label, model).all())
+
+    def at(self, point: Point) -> Node | None:
+        """The model at a point; None where this arm has no such stage."""
+        if point.kind == "base":
+            return self.plan.base
+        if point.kind == "stage":
+            if point.name not in self.plan.stages:
+                return None
+            if point.number:
+                raise UserError(
+                    f"evaluate.at: {point.label}: models inside a stage are not kept",
+                    remedy="split the stage, or measure at its end",
+                )
+            return self.plan.stages[point.name].train
+        state = self.table(f"{point.name}")
+        models_ = [
+            n for n in state.nodes if n.step == "train" and n.label.startswith(f"{point.name} · round {point.number}")
+        ]
+        return models_[-1] if models_ else None

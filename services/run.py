@@ -1,0 +1,202 @@
+"""A recipe from file to results: plan, make what is missing, measure, report.
+
+The manifest of a run (recipe, arms, keys) is written before the first step and again at the end, so that `prune` never
+takes what a killed run has made, and every page can be traced to artifacts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cuvee.errors import CuveeError
+from services import results
+from services.broker import Broker, Observer, Outcome
+from services.graph import Node, ordered
+from services.plan import ArmPlan, Plan, make_plan
+from services.recipe import Recipe, load
+from services.runtime import Runtime
+from services.store import Store
+from services.terminal import StepLines, Terminal
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command asks for."""
+
+    path: Path
+    profiles: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+    store: str = "cuvee-store"
+    address: str | None = None
+    hub_code: bool = False
+    keep_going: bool | None = None
+
+
+@dataclass
+class Result:
+    """A finished run: `found` is what `services.results.collect` says."""
+
+    name: str
+    plan: Plan
+    outcomes: list[Outcome]
+    found: dict[str, Any]
+    folder: Path
+    seconds: float
+
+    @property
+    def failed(self) -> list[Outcome]:
+        """Steps that did not come to an end."""
+        return [o for o in self.outcomes if o.status in ("failed", "skipped")]
+
+
+def open_plan(request: Request, store: Store) -> Plan:
+    """The plan of a recipe file."""
+    from services.arms import expand
+
+    recipe = load(request.path, request.profiles, request.overrides)
+    return make_plan(recipe, expand(recipe), store)
+
+
+def store_of(request: Request) -> Store:
+    """The store: the command's, or the recipe's if the command names none."""
+    return Store(request.store)
+
+
+def run(request: Request, terminal: Terminal, log: Path) -> Result:
+    """Run a recipe. Raises the first error of a single arm; with several arms a failed one is reported at the end."""
+    from services.tracking import RunTracker
+
+    start = time.time()
+    store = store_of(request)
+    plan = open_plan(request, store)
+    if plan.missing:
+        raise plan.missing[0]
+    store.check_writable()
+    name = run_name(plan.recipe)
+    targets = plan.targets
+    manifest = manifest_of(plan, name, request, start)
+    store.save_run(name, manifest)
+    keep_going = len(plan.arms) > 1 if request.keep_going is None else request.keep_going
+    with ExitStack() as stack:
+        runtime = stack.enter_context(Runtime(store, address=request.address, log=log, hub_code=request.hub_code))
+        tracker = stack.enter_context(RunTracker(store, plan, name))
+        lines = StepLines(terminal, len(ordered(targets)))
+        observers: list[Observer] = [lines, Lists(terminal), tracker]
+        outcomes = Broker(store, runtime, observers, keep_going=keep_going).run(targets)
+        runtime.close()
+        found = results.collect(plan, store)
+        seconds = time.time() - start
+        folder = store.scratch / "runs" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        result = Result(name, plan, outcomes, found, folder, seconds)
+        manifest |= {"finished": time.time(), "status": "failed" if result.failed else "finished", "results": found}
+        manifest["outcomes"] = [outcome.record() for outcome in outcomes]
+        store.save_run(name, manifest)
+        write_report(store, name)
+        tracker.results(found, folder)
+    return result
+
+
+def write_report(store: Store, name: str) -> Path:
+    """The report of a stored run, beside its manifest."""
+    from services.report import write
+
+    folder = store.scratch / "runs" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return write(store, name, folder / "report.html")
+
+
+def run_name(recipe: Recipe) -> str:
+    """The recipe's name with its hash: the same recipe continues the same run."""
+    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in recipe.name) or "run"
+    return f"{safe}-{recipe.hash[:12]}"
+
+
+def manifest_of(plan: Plan, name: str, request: Request, start: float) -> dict[str, Any]:
+    """What is kept of a run, for the report, lineage and prune."""
+    from services.redact import redact
+
+    nodes = ordered(plan.targets)
+    return {
+        "name": name,
+        "recipe": redact(plan.recipe.document),
+        "recipe_hash": plan.recipe.hash,
+        "path": str(request.path),
+        "profiles": list(request.profiles),
+        "overrides": [redact(text) for text in request.overrides],
+        "started": start,
+        "status": "running",
+        "keys": [node.key for node in nodes],
+        "nodes": {node.key: _node(node) for node in nodes},
+        "arms": [_arm(arm) for arm in plan.arms],
+    }
+
+
+def _node(node: Node) -> dict[str, Any]:
+    inputs = {name: source.key for name, source in node.inputs.items()}
+    return {"step": node.step, "label": node.label, "inputs": inputs, "seed": node.seed}
+
+
+def _arm(arm: ArmPlan) -> dict[str, Any]:
+    return {
+        "name": arm.arm.name,
+        "seed": arm.arm.seed,
+        "settings": dict(arm.arm.settings),
+        "tables": {
+            name: {"rows": state.rows.key, "steps": [n.key for n in state.nodes], "held": [n.key for n in state.held]}
+            for name, state in arm.tables.items()
+        },
+        "stages": {name: {"list": s.compose.key, "train": s.train.key} for name, s in arm.stages.items()},
+        "points": {label: node.key for label, node in arm.points.items()},
+        "measures": [{"point": m.point, "task": m.task, "kind": m.kind, "key": m.node.key} for m in arm.measures],
+    }
+
+
+class Lists:
+    """The observer that prints each stage's list before it is trained: asked against realised."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+
+    def started(self, node: Node) -> Any:
+        return lambda done, total: None
+
+    def waiting(self, node: Node, holder: str) -> None:
+        return
+
+    def finished(self, outcome: Outcome) -> None:
+        if outcome.node.step == "compose" and outcome.status in ("computed", "reused"):
+            self._terminal.err.print(realised_table(outcome.info["realised"]))
+
+
+def realised_table(realised: Sequence[dict[str, Any]]) -> Any:
+    """A stage's list as a table for the terminal."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
+    columns = {
+        "table": "table", "asked": "asked", "rows": "rows", "unique": "unique", "repeat": "repeat",
+        "tokens": "tokens", "token_share": "share", "truncated": "cut",
+    }  # fmt: skip
+    table.add_column("       ")
+    for title in columns.values():
+        table.add_column(title, justify="left" if title in ("table", "asked") else "right")
+    for line in realised:
+        table.add_row("", *(_cell(line.get(name)) for name in columns))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def first_failure(result: Result) -> CuveeError | None:
+    """The first error of a run that went on."""
+    return next((o.error for o in result.outcomes if o.status == "failed"), None)
