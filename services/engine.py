@@ -19,7 +19,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import count
@@ -33,6 +33,7 @@ from cuvee.errors import CuveeError, Unavailable
 from cuvee.protocols import Completion, Decoding, Request, Scored, ScoreRequest
 from services.models import Dtype
 from services.processes import Process, lead_group
+from services.tokens import encode, encode_pair, likeliest
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -362,40 +363,3 @@ class EngineActor:
 def said(error: Exception) -> str:
     """The message of our own errors; other errors with their kind."""
     return str(error) if isinstance(error, CuveeError) else f"{type(error).__name__}: {error}"
-
-
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """Ids of plain text, with the start token where the tokenizer adds one, but not twice."""
-    start = tokenizer.bos_token
-    return [int(i) for i in tokenizer.encode(text, add_special_tokens=not (start and text.startswith(start)))]
-
-
-def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Ids of a context and of what follows it, as lm-evaluation-harness cuts them.
-
-    Spaces at the context's end belong to the continuation, and the continuation's tokens are what encoding both has
-    more than encoding the context. An empty context is the start token, or the end token where there is none.
-    """
-    if not context:
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        ids = [int(i) for i in tokenizer.encode(continuation, add_special_tokens=False)]
-        return (ids[:1], ids[1:]) if ids and ids[0] == start else ([int(start)], ids)
-    kept = context.rstrip()
-    whole = encode(tokenizer, context + continuation)
-    before = encode(tokenizer, kept)
-    return before, whole[len(before) :]
-
-
-def likeliest(position: Mapping[int, Any], limit: int) -> dict[str, float]:
-    """Log-probability by text of the `limit` likeliest tokens; tokens that read alike are added up."""
-    found: dict[str, float] = {}
-    for text, logprob in _ranked(position, limit):
-        found[text] = math.log(math.exp(found[text]) + math.exp(logprob)) if text in found else logprob
-    return found
-
-
-def _ranked(position: Mapping[int, Any], limit: int) -> Iterator[tuple[str, float]]:
-    likely = sorted(position.values(), key=lambda token: -token.logprob)[:limit]
-    for token in likely:
-        if token.logprob > -math.inf:
-            yield str(token.decoded_token), float(token.logprob)

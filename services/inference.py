@@ -13,21 +13,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cuvee.errors import Unavailable
 from cuvee.protocols import Completion, Decoding, Request, Scored, ScoreRequest
-from services.engine import ChatOptions, EngineActor, EngineOptions, Pulse
-from services.processes import Process, kill
+from services.actors import Pool, last_line, shutdown_engines
+from services.engine import ChatOptions, EngineOptions, Pulse
 
 __all__ = ["ChatOptions", "Engine", "EngineOptions", "engine", "shutdown_engines"]
 
@@ -35,8 +33,6 @@ Ask = TypeVar("Ask", Request, ScoreRequest)
 Answer = TypeVar("Answer", Completion, Scored)
 Progress = Callable[[int, int | None], None]
 
-log = logging.getLogger(__name__)
-PREFIX = "engine-"
 CHUNK = 8
 """Requests in one call of an actor: enough to make calls cheap, few enough that answers come steadily."""
 
@@ -137,86 +133,6 @@ class Scorer:
         return Stream(self.engine, "score", (), failed).run(requests)
 
 
-class Pool:
-    """The actors of an engine: found by name, started where missing."""
-
-    def __init__(self, engine: Engine) -> None:
-        import ray
-
-        from services.cluster import resources
-
-        self.engine = engine
-        have = ray.cluster_resources()
-        self.gpus = engine.options.tensor_parallel if have.get("GPU", 0) else 0
-        possible = int(have["GPU"] // self.gpus) if self.gpus else 1
-        self.size = engine.options.replicas or max(1, possible)
-        self.need = resources("engine", gpus=max(1, self.gpus), have=have)
-        self._actors: dict[int, Any] = {}
-        self._key = f"{PREFIX}{engine.key}"
-
-    def actor(self, index: int) -> Any:
-        """The actor, ready for work. Raises Unavailable when it does not start."""
-        if index not in self._actors:
-            self._actors[index] = self._start(index)
-        return self._actors[index]
-
-    def replace(self, index: int) -> None:
-        """End the actor; `actor` then starts another."""
-        old = self._actors.pop(index, None)
-        if old is not None:
-            _end(old, f"{self._key}-{index}")
-
-    def _start(self, index: int) -> Any:
-        import ray
-        from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
-
-        options = self.engine.options
-        name = f"{self._key}-{index}"
-        find = self.engine.find or partial(Path, self.engine.model)
-        # Detached, so that it outlives the worker that happened to need it first: idleness or the command ends it.
-        kind: Any = ray.remote(EngineActor)
-        kind = kind.options(
-            name=name,
-            get_if_exists=True,
-            lifetime="detached",
-            max_restarts=0,
-            max_concurrency=10_000,
-            runtime_env={"env_vars": self._environment()},
-            **self.need.options(),
-        )
-        deadline = time.monotonic() + options.start
-        for _ in range(2):
-            actor = kind.remote(find, options, self.engine.chat, self.gpus)
-            try:
-                ray.get(actor.ready.remote(), timeout=max(1.0, deadline - time.monotonic()))
-                return actor
-            except GetTimeoutError:
-                _end(actor, name)
-                raise Unavailable(
-                    f"the engine of {self.engine.name} did not start within {options.start:.0f} s",
-                    remedy="look at the log file; raise `start`, or free the machine",
-                ) from None
-            except (ActorDiedError, RayActorError, RayTaskError) as error:
-                _end(actor, name)
-                # An actor that ended itself just when it was found (idle) is simply started again.
-                if "__init__" in str(error):
-                    raise Unavailable(
-                        f"the engine of {self.engine.name} cannot start: {_last_line(error)}",
-                        remedy="the log file has all that it said",
-                    ) from error
-        raise Unavailable(f"the engine of {self.engine.name} ends as soon as it is started")
-
-    def _environment(self) -> dict[str, str]:
-        from services.cluster import THREAD_ENV
-
-        return THREAD_ENV | {
-            "OMP_NUM_THREADS": str(self.need.threads),
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if self.gpus else "0",
-            "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
-            "HF_HUB_OFFLINE": "1",  # the folder is complete
-        }
-
-
 @dataclass
 class Flight(Generic[Ask]):
     """A call that is under way. `attempt` is 1 for the first."""
@@ -254,9 +170,10 @@ class Stream(Generic[Ask, Answer]):
         options = self.engine.options
         total = len(requests) if isinstance(requests, Sized) else None
         source = iter(requests)
-        first = list(islice(source, CHUNK))
+        first = list(islice(source, 1))
         if not first:
-            return
+            return  # and no engine was started for nothing
+        source = chain(first, source)
         self.pool = Pool(self.engine)
         window = max(2, 2 * (options.batch or (256 if self.pool.gpus else 64)) // CHUNK)
         done, patience, looked = 0, min(10.0, options.stall / 4), time.monotonic()
@@ -264,24 +181,22 @@ class Stream(Generic[Ask, Answer]):
             while True:
                 while len(self.flights) < window * self.pool.size:
                     attempt = 2 if self.again else 1
-                    chunk = self.again.popleft() if self.again else first or list(islice(source, CHUNK))
+                    chunk = self.again.popleft() if self.again else list(islice(source, CHUNK))
                     if not chunk:
                         break
-                    first = []
                     self._send(chunk, attempt)
                 if not self.flights:
                     return
                 ready, _ = ray.wait(list(self.flights), num_returns=1, timeout=patience)
-                for answer in [answer for ref in ready for answer in self._collect(ref)]:
+                answers = [answer for ref in ready for answer in self._collect(ref)]
+                if time.monotonic() - looked > patience:
+                    answers += self._look()
+                    looked = time.monotonic()
+                for answer in answers:
                     done += 1
                     if self.engine.progress:
                         self.engine.progress(done, total)
                     yield answer
-                if time.monotonic() - looked > patience:
-                    for answer in self._look():
-                        done += 1
-                        yield answer
-                    looked = time.monotonic()
         finally:
             for ref in self.flights:
                 ray.cancel(ref)
@@ -304,7 +219,7 @@ class Stream(Generic[Ask, Answer]):
             answers: list[Answer] = ray.get(ref)
         except RayError as error:
             # The actor is gone, or the engine in it has failed: what else it holds is lost too.
-            return self._restart(flight.replica, _last_line(error))
+            return self._restart(flight.replica, last_line(error))
         del self.flights[ref]
         return answers
 
@@ -324,7 +239,7 @@ class Stream(Generic[Ask, Answer]):
             except GetTimeoutError:
                 pass  # Busy or hanging: the clock decides.
             except RayError as error:
-                answers += self._restart(replica, _last_line(error))
+                answers += self._restart(replica, last_line(error))
                 continue
             silent = time.monotonic() - watch.since
             if silent > self.engine.options.stall:
@@ -352,83 +267,3 @@ class Stream(Generic[Ask, Answer]):
                 remedy="less memory may help (max_len, batch, gpu_memory, dtype); the log file has what it said",
             )
         return answers
-
-
-def shutdown_engines(timeout: float = 30.0) -> None:
-    """End every engine of this command, on all nodes, and wait until their processes are gone."""
-    import ray
-
-    if not ray.is_initialized():
-        return
-    for name in ray.util.list_named_actors():
-        if name.startswith(PREFIX):
-            try:
-                actor = ray.get_actor(name)
-            except ValueError:
-                continue
-            _end(actor, name, timeout)
-
-
-def _end(actor: Any, name: str, timeout: float = 30.0) -> None:
-    """Kill an actor, and wait until its process with its group is gone and its name is free."""
-    import ray
-
-    node, process = _whereabouts(actor)
-    ray.kill(actor, no_restart=True)
-    if process is not None:
-        if node == ray.get_runtime_context().get_node_id():
-            kill([process], timeout)
-        else:
-            _kill_on(node, process, timeout)
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        try:
-            ray.get_actor(name)
-        except ValueError:
-            return
-        time.sleep(0.05)
-
-
-def _whereabouts(actor: Any) -> tuple[str, Process | None]:
-    """Node and process of an actor: its own word, or Ray's when it hangs. No process when it is dead already."""
-    import ray
-    from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
-    from ray.util.state import get_actor
-    from ray.util.state.exception import RayStateApiException
-
-    try:
-        found = ray.get(actor.ready.remote(), timeout=2)
-        return found["node"], Process(**found["process"])
-    except (RayActorError, RayTaskError):
-        return "", None
-    except GetTimeoutError:
-        pass  # It starts, works without pause, or hangs.
-    try:
-        state = get_actor(actor._actor_id.hex(), timeout=10)
-    except RayStateApiException:
-        return "", None
-    if state is None or not state.pid or not state.node_id:
-        return "", None
-    return state.node_id, Process(pid=state.pid, started=0.0, what="engine")
-
-
-def _kill_on(node: str, process: Process, timeout: float) -> None:
-    """Kill a process of another node, from there."""
-    import ray
-    from ray.exceptions import GetTimeoutError, RayError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
-    task: Any = ray.remote(kill)
-    task = task.options(num_cpus=0, scheduling_strategy=there, max_retries=0)
-    try:
-        ray.get(task.remote([process], timeout), timeout=timeout + 30)
-    except (GetTimeoutError, RayError) as error:
-        # The node is gone, and the process with it.
-        log.warning("engine process %d on node %s could not be ended: %s", process.pid, node[:8], _last_line(error))
-
-
-def _last_line(error: BaseException) -> str:
-    """The last line of a remote traceback that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -26,7 +26,7 @@ from pydantic import Field
 
 from cuvee.config import Config
 
-_REAPER = 'exec 3<&0 </dev/null >/dev/null 2>&1; (read -r _ <&3; kill -KILL -- "-$1") &'
+_REAPER = 'exec 3<&0 </dev/null >/dev/null 2>&1; (read -r _ <&3; kill -s KILL -- "-$1") &'
 
 
 class Process(Config):
