@@ -129,7 +129,7 @@ def clusters_of(config: SelectConfig, rows: int) -> int | Literal["auto"]:
     """k for a pool of `rows`: as written, or one cluster for 20 chosen rows (the paper: 512 for 10,000) up to 1,024."""
     if config.clusters is not None:
         return config.clusters
-    return int(np.clip(_budget(config, rows) // 20, 2, min(1024, max(rows, 2))))
+    return int(np.clip(budget_of(config, rows) // 20, 2, min(1024, max(rows, 2))))
 
 
 # methods
@@ -238,7 +238,8 @@ def _quality_name(config: SelectConfig) -> str | None:
     return config.quality or ("length" if config.method == "longest" else None)
 
 
-def _budget(config: SelectConfig, rows: int, of: str = "rows") -> int:
+def budget_of(config: SelectConfig, rows: int, of: str = "rows") -> int:
+    """Rows to choose of a pool of `rows`, all of them at most. Raises UserError for tokens, repeats and none."""
     amount = Amount.parse(config.amount)
     if amount.kind == "tokens" or (amount.kind == "repeat" and amount.value > 1):
         raise UserError(f"select takes rows or a fraction, not {config.amount!r}", remedy='write "500 rows" or "1/10"')
@@ -255,10 +256,10 @@ def _choose(pool: Eligible, source: pa.ChunkedArray, config: SelectConfig, seed:
     if config.by == "source":
         parts = []
         for code, rows in _members(codes, np.ones(len(names), dtype=bool)):
-            budget = _budget(config, len(rows), f"rows of source {names[code].as_py()!r}")
+            budget = budget_of(config, len(rows), f"rows of source {names[code].as_py()!r}")
             parts.append((rows, pick(pool.at(rows), budget, config, seed)))
         return _merge(len(pool), parts)
-    budget = _budget(config, len(pool))
+    budget = budget_of(config, len(pool))
     if not config.min_per_source:
         return pick(pool, budget, config, seed)
     return _with_minimums(pool, codes, budget, config, seed)
@@ -323,10 +324,10 @@ def _table(
         "id": pool.ids,
         "source": source,
         "row": pa.array(order),
-        "cluster": _or_nulls(pool.cluster, n, pa.int32()),
-        "distance": _or_nulls(pool.distance, n, pa.float32()),
-        "quality": _or_nulls(pool.quality, n, pa.float64()),
-        "weight": _or_nulls(weight, n, pa.float64()),
+        "cluster": or_nulls(pool.cluster, n, pa.int32()),
+        "distance": or_nulls(pool.distance, n, pa.float32()),
+        "quality": or_nulls(pool.quality, n, pa.float64()),
+        "weight": or_nulls(weight, n, pa.float64()),
         "round": pa.array(np.where(selected, 0, -1), pa.int32()),
         "selected": pa.array(selected),
     }
@@ -344,5 +345,6 @@ def _table(
     return pa.table(columns).replace_schema_metadata({META: json.dumps(facts)})
 
 
-def _or_nulls(values: npt.NDArray[Any] | None, n: int, kind: pa.DataType) -> pa.Array:
+def or_nulls(values: npt.NDArray[Any] | None, n: int, kind: pa.DataType) -> pa.Array:
+    """The column, NaN as null; all null when there are no values."""
     return pa.nulls(n, kind) if values is None else pa.array(values, kind, from_pandas=True)
