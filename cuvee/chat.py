@@ -251,11 +251,15 @@ class Chat:
     def _answer_start(self, messages: Sequence[Mapping[str, Any]], text: str, pieces: Sequence[Piece], k: int) -> int:
         """Where the generation prompt before piece k ends; where there is none in the text, the content's start."""
         piece = pieces[k]
-        header = self._header(messages[piece.turn - 1]["role"]) if piece.turn and k else None
+        header = self._header(messages[piece.turn - 1]["role"]) if piece.turn else None
         before = pieces[k - 1].stop if k else 0
-        if header is not None and text.startswith(header, before, piece.start):
-            return before + len(header)
-        return piece.start
+        if header is None:
+            return piece.start
+        if k and messages[piece.turn - 1]["content"].strip():
+            at = before if text.startswith(header, before, piece.start) else -1
+        else:  # nothing of the message before is in the text, so its header stands in front, all of it template
+            at = text.rfind(header, before, piece.start)
+        return piece.start if at < 0 else at + len(header)
 
     def _header(self, previous: str) -> str | None:
         """What the generation prompt adds to a turn of role `previous`; None if the template has no such prompt."""
