@@ -10,8 +10,10 @@ Tasks that run generated code in this process are refused: ours run it in the sa
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -30,9 +32,10 @@ SEED = 1234
 
 @dataclass(frozen=True)
 class HarnessTask:
-    """A task or group of the harness. It loads its own data; `items` is therefore empty, and `run` evaluates all.
+    """A task or group of the harness. It loads its own data: `items` is empty, and `run` evaluates up to the limit.
 
-    `kind` is "loss" only in name: metrics are the task's own. `spec` may be a task config (a dict) instead of a name.
+    Metrics and what it asks of a model are the task's own, whatever `kind` says. `spec` may be a task config (a dict)
+    to run in place of the harness's task of that name.
     """
 
     task: str
@@ -68,12 +71,13 @@ class HarnessTask:
         options: EvalOptions = DEFAULTS,
     ) -> pa.Table:
         """Raises MissingError when the task or its data is not there, UserError when it needs to run code."""
-        evaluate = _library()
+        evaluate, manager = _library()
         shots = self.shots if options.shots is None else options.shots
         try:
             result = evaluate(
                 model=adapter(self.name, generate, score, options),
                 tasks=[self.spec or self.task],
+                task_manager=manager,
                 num_fewshot=shots,
                 limit=options.limit,
                 log_samples=True,
@@ -101,7 +105,7 @@ class HarnessTask:
             version = stamp(
                 f"{self.version}/{result['versions'].get(name)}", options, shots=shots, chat=bool(options.chat)
             )
-            first = next(iter(samples), {"metrics": []})["metrics"]
+            first: list[str] = samples[0]["metrics"] if samples else []
             for sample in samples:
                 base = {
                     "task": self.name,
@@ -146,15 +150,17 @@ def adapter(name: str, generate: Generate | None, score: Score | None, options: 
                 raise UserError(f"{name} needs a model that can generate", remedy="pass generate=")
             done: dict[str, Completion] = {}
             groups: dict[Decoding, list[Request]] = {}
+            repeats: Counter[str] = Counter()
             for i, request in enumerate(requests):
                 context, settings = request.args
                 messages = _messages(context)
+                repeats[context] += 1
                 groups.setdefault(_decoding(settings, options), []).append(
                     Request(
                         str(i),
                         messages,
                         text=None if messages else context,
-                        seed=stream_seed(0, name, context),
+                        seed=stream_seed(0, name, context, repeats[context]),
                     )
                 )
             for decoding, group in groups.items():
@@ -248,9 +254,12 @@ def _value(value: Any) -> dict[str, Any]:
     return {"score": None, "reason": json.dumps(value, default=str), "error": "no score of a single sample"}
 
 
-def _library() -> Any:
+@cache
+def _library() -> tuple[Any, Any]:
+    """The harness's evaluator and its index of tasks, which takes seconds to make."""
     try:
         from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise MissingError("lm-evaluation-harness is not installed", remedy="pip install lm-eval") from error
-    return simple_evaluate
+    return simple_evaluate, TaskManager()

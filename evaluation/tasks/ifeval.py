@@ -5,7 +5,8 @@ checks the answer as it is, loose also without its first or last line and withou
 all instructions of a prompt are followed, `instruction_strict` is the share of them that are.
 
 `instructions` is generated: topics crossed with constraints, in the same format. It avoids the constraints whose
-checkers split sentences, which need a download of NLTK data; IFEval's items with these say so when it is missing.
+checkers split sentences, which need a download of NLTK data (IFEval's items with these say so when it is missing), and
+the one on capitals, whose checker takes short English in capitals for other languages.
 """
 
 from __future__ import annotations
@@ -53,7 +54,6 @@ TOPICS = (
 CONSTRAINTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("Do not use any commas.", "punctuation:no_comma", {}),
     ("Write in lowercase letters only.", "change_case:english_lowercase", {}),
-    ("Write in capital letters only.", "change_case:english_capital", {}),
     (
         "Answer with exactly 3 bullet points in markdown, such as * this point.",
         "detectable_format:number_bullet_lists",

@@ -23,8 +23,8 @@ _CALC = re.compile(r"<<[^>]*>>")
 
 
 def _gsm8k(row: Row) -> Item:
-    solution, _, answer = row["answer"].rpartition("####")
-    if not solution:
+    _, mark, answer = row["answer"].rpartition("####")
+    if not mark:
         raise ValueError("answer: no final number after ####")
     return Item(
         content_id(row["question"]),
