@@ -25,7 +25,7 @@ from services.variables import resolve
 from services.variants import STREAMS, Arms, Contrast
 from services.yaml_lines import Document, Path_
 
-_PLURAL = ("let", "arms", "repeat", "contrasts")
+_PLURAL = ("let", "arms", "repeat", "contrasts", "published")
 """Parts of a recipe that an arm does not have."""
 
 
@@ -143,7 +143,7 @@ def _arm(recipe: Recipe, name: str, changes: Mapping[str, Any], at: Path_) -> Re
 
 def _alone(recipe: Recipe) -> Recipe:
     """The recipe without what makes it several; its document has the variables put in."""
-    alone = recipe.model_copy(update={"let": {}, "arms": Arms(), "repeat": None, "contrasts": ()})
+    alone = recipe.model_copy(update={"let": {}, "arms": Arms(), "repeat": None, "contrasts": (), "published": None})
     resolved = resolve(recipe.source)
     tree = {key: value for key, value in resolved.tree.items() if key not in _PLURAL}
     alone._source = Document(tree, resolved.places)

@@ -38,18 +38,22 @@ def apply_profile(document: Document, name: str, recipe: Path | None) -> Documen
 
 
 def find_profile(name: str, recipe: Path | None) -> Path:
-    """The file of a profile: a path, or `profiles/NAME.yaml` in the recipe's folder or one above it."""
+    """The file of a profile: a path, or a file of a folder `profiles` beside the recipe or above it.
+
+    In the nearest folder that has one of them, `RECIPE.NAME.yaml` (for a recipe that needs more) is before `NAME.yaml`.
+    """
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     start = (recipe.parent if recipe else Path.cwd()).resolve()
     folders = [folder / "profiles" for folder in (start, *start.parents)]
+    own = [f"{recipe.stem}.{name}.yaml"] if recipe else []
     for folder in folders:
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
+        for file in (*own, f"{name}.yaml"):
+            if (folder / file).is_file():
+                return folder / file
     known = sorted({file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")})
-    raise UserError(
-        f"no profile {name!r} for this recipe", remedy=nearest(name, known) or f"write {folders[0]}/{name}.yaml"
-    )
+    remedy = nearest(name, known) or f"write {folders[0]}/{name}.yaml"
+    raise UserError(f"no profile {name!r} for this recipe", remedy=remedy)
 
 
 def _chain(file: Path) -> list[Document]:

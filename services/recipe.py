@@ -31,7 +31,7 @@ from services import overlay, variables, yaml_lines
 from services.measures import Evaluate, Point
 from services.models import BUILTIN_MODEL, ModelSpec
 from services.tables import OPERATIONS, Table, source_name
-from services.variants import Arms, Contrast, Repeat
+from services.variants import Arms, Contrast, Published, Repeat
 from services.yaml_lines import Document, Path_
 from training import curriculum
 from training.objective import Objective
@@ -43,6 +43,9 @@ BASE = "base"
 CURRENT = "current"
 """The model of the round, as a word inside `iterate`."""
 
+
+_SILENT = ("published", "execution", "store", "tracking")
+"""Keys that change nothing in the result."""
 
 ObjectiveOf = Annotated[Objective | None, BeforeValidator(lambda value: "sft" if value is None else value)]
 
@@ -105,6 +108,7 @@ class Recipe(Config):
     arms: Arms = Field(default_factory=Arms)
     repeat: Repeat | None = None
     contrasts: tuple[Contrast, ...] = ()
+    published: Published | None = Field(default=None, description="figures of a paper, shown beside the run's")
     execution: Execution = Field(
         default_factory=lambda: Execution.model_validate({}), description="where training runs; changes no result"
     )
@@ -132,7 +136,7 @@ class Recipe(Config):
     @property
     def hash(self) -> str:
         """32 hex digits of what the recipe says. The order of stages counts, that of other keys does not."""
-        said = {k: v for k, v in self.document.items() if k not in ("execution", "store", "tracking")}
+        said = {k: v for k, v in self.document.items() if k not in _SILENT}
         text = json.dumps(_canonical(said, ()), ensure_ascii=False, separators=(",", ":"))
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

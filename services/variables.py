@@ -13,7 +13,7 @@ from typing import Any
 from cuvee.errors import nearest
 from services.yaml_lines import Document, Path_
 
-UNTOUCHED = ("let", "arms", "repeat", "contrasts")
+UNTOUCHED = ("let", "arms", "repeat", "contrasts", "published")
 """Parts that speak about variables instead of using them."""
 
 _USE = re.compile(r"\$(?:\$|\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")

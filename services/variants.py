@@ -126,3 +126,18 @@ class Contrast(Config):
         """For tables: its name, or what it compares."""
         side = [", ".join(f"{key}={value}" for key, value in s.items()) for s in (self.a, self.b)]
         return self.name or f"{self.metric}: {side[0]} against {side[1]}"
+
+
+class PublishedRow(Config):
+    """`arm` names the arms as a side of a contrast does; `scores` has metric to value, as the paper prints it."""
+
+    arm: dict[Key, Any]
+    scores: dict[str, float]
+
+
+class Published(Config):
+    """What the paper reports for these arms, for the report to put beside what came out here."""
+
+    source: str = Field(description="paper and table")
+    rows: tuple[PublishedRow, ...] = ()
+    note: str = Field(default="", description="what differs, or is not known, about the paper's setting")
