@@ -52,7 +52,7 @@ class RespondConfig(Config):
     judge: Any = None
     prompts: str | None = None
     decoding: Decoding = Decoding()
-    n: int = Field(1, ge=1, le=1000)
+    n: int = Field(default=1, ge=1, le=1000)
     pick: Literal["first", "likeliest"] = "first"
     rows: Literal["all", "selected"] = "all"
     log_probs: bool = True

@@ -65,7 +65,7 @@ class NumericConfig(Config):
     relative: float = Field(1e-6, ge=0, lt=1)
     rounded: bool = True
     symbolic: bool = True
-    limit_s: float = Field(5.0, gt=0)
+    limit_s: float = Field(default=5.0, gt=0)
 
     @field_validator("pattern")
     @classmethod

@@ -39,7 +39,7 @@ class TextConfig(Config):
     """
 
     method: Literal["exact", "contains", "f1", "rouge_l"] = "exact"
-    threshold: float = Field(0.8, ge=0, le=1)
+    threshold: float = Field(default=0.8, ge=0, le=1)
     max_words: int | None = Field(None, ge=1)
 
 
