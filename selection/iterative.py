@@ -20,20 +20,22 @@ is the released code: w = softmax(s), without the product. What the paper leaves
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cuvee.config import Config
 from cuvee.errors import DataError, UserError
 from cuvee.rng import stream_seed
 from selection.clustering import Clustering
 from selection.eligible import gather
-from selection.methods import META, SelectConfig, budget_of, or_nulls
+from selection.methods import META, SelectConfig, budget_of, or_nulls, quality_of, scores_of
+from selection.responses import RespondConfig
 from selection.sampling import apportion, draw_groups, log_weights, probabilities, softmax, uniforms
 from selection.vectors import Vectors
 
@@ -71,18 +73,6 @@ class LoopTrain(BaseModel):
         return dict(self.model_extra or {})
 
 
-class LoopRespond(BaseModel):
-    """Whose answers are scored against gold. Other keys (decoding) are read by whoever generates."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-    model: str = Field(default="current", description="current is the round's checkpoint")
-    rows: Literal["selected", "new"] = Field(default="selected", description="all selected so far, or this round's")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-
 class IterateConfig(Config):
     amount: str = Field(description='rows or fraction of the pool, over all rounds: "10000 rows", "1/10"')
     rounds: int = Field(default=3, ge=1)
@@ -92,14 +82,19 @@ class IterateConfig(Config):
     start: Literal["equal", "size"] = Field(default="equal", description="weights of round 1: 1/k, or cluster sizes")
     temperature: float = Field(default=1.0, gt=0, description="of the softmax over mean differences")
     train: LoopTrain = LoopTrain()
-    respond: LoopRespond = LoopRespond()
+    respond: RespondConfig = RespondConfig(model="current", rows="selected")
     score: dict[str, Any] = Field(
         default={"perplexity": {"model": "current"}}, description="one scorer: perplexity, judge or reward"
     )
     clusters: int | Literal["auto"] | None = Field(default=None, description="k; default: see methods.clusters_of")
-    quality: str | None = Field(default=None, description="for kmq: a score's name, or: length, cosine")
+    quality: str | None = Field(default=None, description="for kmq: as in select")
     weighting: Literal["proportional", "softmax"] = Field(default="proportional", description="of quality, in draws")
     missing: Literal["error", "exclude"] = Field(default="error", description="what to do with rows without quality")
+
+    @field_validator("respond", mode="before")
+    @classmethod
+    def _inside(cls, value: Any) -> Any:
+        return {"model": "current", "rows": "selected", **value} if isinstance(value, Mapping) else value
 
     def selection(self) -> SelectConfig:
         """The static choice with the same needs: for `methods.needs` and `methods.clusters_of`."""
@@ -125,7 +120,8 @@ def init(
     The selection has the columns of `methods.select`. Raises UserError when there are fewer rows to draw than rounds.
     """
     static = config.selection()
-    rows, order = gather(table, quality=config.quality, missing=config.missing, vectors=vectors, clustering=clustering)
+    name = quality_of(static, scores_of(table))
+    rows, order = gather(table, quality=name, missing=config.missing, vectors=vectors, clustering=clustering)
     cluster = rows.clusters()
     excluded = np.zeros(len(rows), dtype=bool) if rows.quality is None else np.isnan(rows.quality)
     budget = budget_of(static, int((~excluded).sum()))
@@ -166,7 +162,7 @@ def propose(selection: pa.Table, state: pa.Table, config: IterateConfig, *, seed
         raise ValueError(f"round {number} of {config.rounds} has nothing to draw")
     facts = json.loads(selection.schema.metadata[META])
     cluster = selection["cluster"].to_numpy().astype(np.int64)
-    free = np.flatnonzero(_free(selection, config))
+    free = np.flatnonzero(_free(selection))
     counts = apportion(
         now["weight"].to_numpy(),
         np.bincount(cluster[free], minlength=now.num_rows),
@@ -244,9 +240,11 @@ def differences(gold: pa.Table, generated: pa.Table) -> pa.Table:
     return pa.table({"id": generated["id"], "difference": pc.subtract(gold["score"].take(place), generated["score"])})
 
 
-def _free(selection: pa.Table, config: IterateConfig) -> npt.NDArray[np.bool_]:
+def _free(selection: pa.Table) -> npt.NDArray[np.bool_]:
+    """Rows that can be drawn: not yet selected, and not without quality where others have one."""
+    quality = selection["quality"]
     free = selection["round"].to_numpy() < 0
-    return free & np.isfinite(selection["quality"].to_numpy()) if config.quality else free
+    return free if quality.null_count == len(quality) else free & quality.is_valid().to_numpy()
 
 
 def _by_row(selection: pa.Table, differences: pa.Table) -> tuple[Ints, Reals]:

@@ -12,7 +12,7 @@ Every draw takes its noise from the row's id (`sampling.uniforms`), so a choice 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,7 +51,7 @@ class SelectConfig(Config):
     method: str = Field(description="one of SELECTORS")
     amount: str = Field(description='rows or fraction: "500 rows", "1/10"')
     clusters: int | Literal["auto"] | None = Field(default=None, description="k; default: see clusters_of")
-    quality: str | None = Field(default=None, description="a score's name, or: length, cosine")
+    quality: str | None = Field(default=None, description="a score's name, length or cosine; default: the only score")
     allocation: Allocation = Field(default="size", description="budget of a cluster: by its size, or equal")
     replacement: bool = Field(default=False, description="draw with replacement, as the paper's equation 3")
     weighting: Literal["proportional", "softmax"] = Field(default="proportional", description="of quality, in draws")
@@ -105,24 +105,40 @@ def selector(name: str, *needs: Need) -> Callable[[Callable[..., Picked]], Calla
     return add
 
 
-def needs(config: SelectConfig) -> set[Need]:
-    """What must be there before `select`. "cosine" asks for a column `score.cosine` (quality.cosine makes it).
+def needs(config: SelectConfig, scores: Collection[str] = ()) -> set[Need]:
+    """What must be there before `select`, where the table already has `scores`.
 
-    Raises UserError when the method needs a quality and the config names none.
+    "cosine" asks for a column `score.cosine`, which a step `score: cosine` makes. Raises UserError when the method
+    needs a quality, the config names none, and the table has not exactly one.
     """
     wanted = set(SELECTORS[config.method].needs)
     if "quality" in wanted:
-        if _quality_name(config) is None:
-            raise UserError(
-                f"method {config.method} needs a quality",
-                remedy="write quality: <name of a score>, or quality: length, or quality: cosine",
-            )
+        name = quality_of(config, scores)
         wanted.discard("quality")
-        if config.quality == "cosine":
+        if name == "cosine" and name not in scores:
             wanted.add("cosine")
-        elif _quality_name(config) != "length":
+        elif name != "length":
             wanted.add("quality")
     return wanted
+
+
+def quality_of(config: SelectConfig, scores: Collection[str] = ()) -> str | None:
+    """The score that is read: the one that is named, else the only one that the table has; `longest` reads length."""
+    if config.quality or "quality" not in SELECTORS[config.method].needs:
+        return config.quality
+    if config.method == "longest":
+        return "length"
+    if len(scores) == 1:
+        return next(iter(scores))
+    raise UserError(
+        f"method {config.method} needs a quality, and the table has {', '.join(sorted(scores)) or 'no score'}",
+        remedy="write quality: <name of a score>, or quality: length, or quality: cosine",
+    )
+
+
+def scores_of(table: pa.Table) -> list[str]:
+    """The names of the table's scores."""
+    return [name.removeprefix("score.") for name in table.column_names if name.startswith("score.")]
 
 
 def clusters_of(config: SelectConfig, rows: int) -> int | Literal["auto"]:
@@ -224,18 +240,12 @@ def select(
 
     Raises UserError for settings that cannot be met, DataError for rows without vector, cluster or quality.
     """
-    needs(config)
-    pool, order = gather(
-        table, quality=_quality_name(config), missing=config.missing, vectors=vectors, clustering=clustering
-    )
+    name = quality_of(config, scores_of(table))
+    pool, order = gather(table, quality=name, missing=config.missing, vectors=vectors, clustering=clustering)
     source = table["source"].take(pa.array(order))
     allowed = np.arange(len(pool)) if pool.quality is None else np.flatnonzero(~np.isnan(pool.quality))
     picked = _choose(pool.at(allowed), source.take(pa.array(allowed)), config, rng_seed)
     return _table(pool, source, order, allowed, picked, config)
-
-
-def _quality_name(config: SelectConfig) -> str | None:
-    return config.quality or ("length" if config.method == "longest" else None)
 
 
 def budget_of(config: SelectConfig, rows: int, of: str = "rows") -> int:

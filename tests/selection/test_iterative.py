@@ -252,7 +252,7 @@ def test_gold_minus_generated() -> None:
 def test_config_as_in_the_recipes() -> None:
     setting = config(
         train={"from": "previous", "epochs": 3},
-        respond={"model": "current", "rows": "new"},
+        respond={"decoding": "greedy"},
         score={"reward": {"model": "rm"}},
     )
     assert setting.train.from_ == "previous"
@@ -260,5 +260,9 @@ def test_config_as_in_the_recipes() -> None:
     assert IterateConfig.model_validate(setting.model_dump(mode="json", by_alias=True)) == setting
     assert needs(setting.selection()) == {"embedding", "cluster", "quality"}
     assert needs(config(first="uniform", quality=None).selection()) == {"embedding", "cluster"}
+    assert (setting.respond.model, setting.respond.rows) == ("current", "selected")
     with pytest.raises(UserError, match="kmq needs a quality"):
         needs(config(quality=None).selection())
+    assert needs(config(quality=None).selection(), ["q"]) == {"embedding", "cluster", "quality"}
+    same = [run(pool([9, 9]), config("6 rows", quality=name), {})[0] for name in (None, "q")]
+    assert same[0]["selected"].equals(same[1]["selected"])

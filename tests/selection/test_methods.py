@@ -74,6 +74,10 @@ def test_needs_follow_the_config() -> None:
     with pytest.raises(UserError, match="write quality: <name of a score>"):
         needs(config("kmq", quality=None))
     assert needs(config("longest", quality=None)) == set()
+    assert needs(config("kmq", quality="cosine"), ["cosine"]) == {"embedding", "cluster", "quality"}
+    assert needs(config("kmq", quality=None), ["deita"]) == {"embedding", "cluster", "quality"}
+    with pytest.raises(UserError, match="the table has a, b"):
+        needs(config("kmq", quality=None), ["b", "a"])
 
 
 def test_kmq_by_size_and_equal() -> None:
