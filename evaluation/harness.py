@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cuvee.errors import MissingError, UserError
+from cuvee.errors import MissingError, UserError, nearest
 from cuvee.protocols import Completion, Decoding, Generate, Message, Request, Score, ScoreRequest
 from cuvee.rng import stream_seed
 from evaluation.data import Source
@@ -72,6 +72,8 @@ class HarnessTask:
     ) -> pa.Table:
         """Raises MissingError when the task or its data is not there, UserError when it needs to run code."""
         evaluate, manager = _library()
+        if self.spec is None and self.task not in manager.all_tasks:
+            raise MissingError(f"the harness has no task {self.task!r}", remedy=nearest(self.task, manager.all_tasks))
         shots = self.shots if options.shots is None else options.shots
         try:
             result = evaluate(
@@ -89,10 +91,10 @@ class HarnessTask:
                 fewshot_random_seed=SEED,
                 confirm_run_unsafe_code=False,
             )
-        except (OSError, KeyError, ImportError) as error:
+        except (OSError, ImportError) as error:
             raise MissingError(
                 f"{self.name} cannot be loaded: {(str(error) or type(error).__name__).splitlines()[0]}",
-                remedy="check the name with `lm_eval ls tasks`, and that its data or packages can be had here",
+                remedy="see that its data and packages can be had here",
             ) from error
         except ValueError as error:
             raise UserError(f"{self.name}: {error}") from error

@@ -76,9 +76,14 @@ def expand(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(tasks))
 
 
+ALIASES = {"truthfulqa": "truthfulqa_mc2", "commonsense_qa": "csqa", "nq": "nq_open", "arc": "arc_challenge"}
+"""Names that papers and recipes use for one of ours."""
+
+
 def plain(task: str) -> str:
-    """The name under which a task's items are stored: without the number of shots."""
-    return task.split("@", 1)[0].removesuffix("/test")
+    """The name under which a task's items are stored: `gsm8k/test` and `gsm8k@8` are `gsm8k`."""
+    name = task.partition("@")[0].removesuffix("/test")
+    return ALIASES.get(name, name)
 
 
 def weights(name: str | Sequence[str]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import Any
 from cuvee.errors import UserError
 from evaluation import data
 from evaluation.items import ITEMS_SCHEMA, summarise
+from evaluation.suites import plain
 from evaluation.tasks import chat, choice, code, ifeval, numeric, qa  # noqa: F401 - they register themselves
 from evaluation.tasks.chat import compare_answers, length_controlled
 from evaluation.tasks.generation import GenerationTask, judged
@@ -37,14 +38,12 @@ __all__ = [
     "summarise",
 ]
 
-ALIASES = {"truthfulqa": "truthfulqa_mc2", "commonsense_qa": "csqa", "nq": "nq_open", "arc": "arc_challenge"}
 HARNESS = "lm_eval:"
 
 
 def get(name: str) -> Task:
     """The task of a recipe's word. Raises UserError for an unknown one, with the nearest known."""
-    word, _, shots = name.removesuffix("/test").partition("@")
-    word = ALIASES.get(word, word)
+    word, shots = plain(name), name.partition("@")[2]
     if word.startswith(HARNESS):
         from evaluation.harness import HarnessTask
 

@@ -172,8 +172,11 @@ def test_what_cannot_run_says_so(tmp_path: Path) -> None:
         HarnessTask("arc_easy", theirs("arc_easy", few_rows("arc_easy"), tmp_path)).run()
     with pytest.raises(UserError, match="out of luck"):
         HarnessTask("sums", generation_spec(tmp_path)).run(generate=Says(lambda text: None))
-    with pytest.raises((MissingError, UserError)):
-        get("lm_eval:no_such_task_at_all").run([], score=lambda requests: iter(()))  # type: ignore[arg-type]
+    with pytest.raises(MissingError, match='did you mean "arc_easy"'):
+        get("lm_eval:arc_esy").run([])
+    gone = {**generation_spec(tmp_path), "dataset_kwargs": {"data_files": {"test": str(tmp_path / "gone.jsonl")}}}
+    with pytest.raises(MissingError, match="cannot be loaded"):
+        HarnessTask("sums", gone).run(generate=Says(lambda text: "2"))
     odd = generation_spec(tmp_path)
     odd["generation_kwargs"]["num_beams"] = 4
     with pytest.raises(UserError, match="num_beams"):

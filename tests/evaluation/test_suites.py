@@ -25,6 +25,7 @@ def test_weights_average_as_the_paper_does() -> None:
 def test_names_expand_once_and_unknown_ones_are_refused() -> None:
     assert expand(["arc_easy", "builtin"]) == ["arc_easy", "piqa", "sciq", "hellaswag", "winogrande"]
     assert suite(["piqa"]).tasks == ("piqa",)
+    assert list(weights(["truthfulqa", "gsm8k/test", "mmlu@5"])) == ["truthfulqa_mc2", "gsm8k", "mmlu"]
     with pytest.raises(UserError, match="s3ft"):
         suite("s3f")
     with pytest.raises(UserError, match="without"):
