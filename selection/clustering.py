@@ -119,7 +119,7 @@ def cluster(
     if k > len(vectors):
         raise DataError(f"{k} clusters of {len(vectors)} rows", field="clusters", remedy="lower clusters")
     passes = _Passes(vectors, threads or len(os.sched_getaffinity(0)), workers, device)
-    with _single_threaded_blas():
+    with single_threaded_blas():
         runs = (_lloyd(vectors, k, rng, config, passes, progress) for _ in range(config.restarts))
         return min(runs, key=lambda run: run.inertia)
 
@@ -285,7 +285,7 @@ def assign_group(folder: str, start: int, centres: Floats, exact: bool, device: 
     """A worker's task: the pass over the `GROUP` rows from `start`."""
     vectors = Vectors.open(Path(folder))
     stop = min(start + GROUP, len(vectors))
-    with _single_threaded_blas():
+    with single_threaded_blas():
         steps = (_assign(block, centres, exact, device) for _, block in vectors.blocks(start, stop))
         return _join(steps, stop - start, centres.shape)
 
@@ -363,7 +363,8 @@ def _squares(rows: Floats) -> Floats:
     return np.einsum("ij,ij->i", rows, rows)
 
 
-def _single_threaded_blas() -> Any:
+def single_threaded_blas() -> Any:
+    """Context manager: threads are ours, over chunks, so that a product has the same bits on any number of them."""
     from threadpoolctl import threadpool_limits
 
     return threadpool_limits(limits=1, user_api="blas")
