@@ -69,12 +69,16 @@ def match(side: Mapping[str, Any], arms: Sequence[Arm]) -> list[Arm]:
 def pairs(
     contrast: Contrast, arms: Sequence[Arm], recipe: Recipe | None = None, at: Path_ = ()
 ) -> list[tuple[Arm, Arm]]:
-    """(arm of a, arm of b) of the same seed, alike in every setting that both have, but for those named by both sides.
+    """(arm of a, arm of b) of the same seed, alike in every setting that both have, but for those that are compared:
+    the keys that both sides name, and what an arm sets that is called by its name.
 
     Raises RecipeError when a side matches no arm, or an arm of a has no partner or several.
     """
     left, right = match(contrast.a, arms), match(contrast.b, arms)
     free = {_full(key, left) for key in contrast.a} & {_full(key, right) for key in contrast.b}
+    for side, found in ((contrast.a, left), (contrast.b, right)):
+        if "arm" in side:  # the name of an arm stands for all that it sets
+            free |= {key for arm in found for key in arm.settings}
 
     def wrong(message: str, remedy: str = "") -> RecipeError:
         return recipe.error(message, at, remedy=remedy) if recipe else RecipeError(message, remedy=remedy)

@@ -103,6 +103,7 @@ def _merge(
         else:
             continue
         for target in targets:
+            _open_table(node, target, (*at, target), value)
             if value is None and target not in node:
                 raise overlay.error("nothing to delete", source, remedy=f"{nearest(target, node)}; or write {target}?")
             if isinstance(value, dict) and isinstance(node.get(target), dict):
@@ -214,6 +215,7 @@ def _targets(node: Any, parts: Sequence[str], at: Path_, *, create: bool, wild: 
             if end == len(parts):
                 yield _Target(node, key, (*at, key))
             else:
+                _open_table(node, key, (*at, key), {})
                 yield from _targets(node[key], parts[end:], (*at, key), create=create, wild=wild)
             return
     if len(at) == 2 and at[0] == "data" and parts[0] not in TABLE_KEYS:
@@ -247,6 +249,12 @@ def _operations(items: Any, parts: Sequence[str], at: Path_, *, create: bool, wi
     if not isinstance(listed[index], dict):
         listed[index] = {name: {}}
     yield from _targets(listed[index][name], parts[1:], (*at, index, name), create=create, wild=wild)
+
+
+def _open_table(node: dict[str, Any], key: str, path: Path_, over: Any) -> None:
+    """Write a table's short form (`math: gsm8k`) as a map, so that there is something to reach into."""
+    if len(path) == 2 and path[0] == "data" and isinstance(over, dict) and isinstance(node.get(key), str | list):
+        node[key] = {"from": node[key]}
 
 
 def _forget(document: Document, path: Path_) -> None:

@@ -66,6 +66,13 @@ def test_what_is_assigned_is_found(path: str, value: object) -> None:
     assert lookup(assign(parse(BASE), path, value).tree, path) == [value]
 
 
+def test_a_table_in_its_short_form_can_be_reached_into() -> None:
+    base = parse("data: {a: x, b: [x, y]}")
+    assert merge(base, parse("data: {a: {do: [dedup]}}")).tree["data"]["a"] == {"from": "x", "do": ["dedup"]}
+    assert assign(base, "data.b.from", "z").tree["data"]["b"] == {"from": "z"}
+    assert assign(base, "data.b", "z").tree["data"]["b"] == "z"
+
+
 def test_an_operation_is_replaced_or_deleted_whole() -> None:
     assert assign(parse(BASE), "data.code.again", {"amount": "all"}).tree["data"]["code"]["do"][1] == {
         "select": {"amount": "all"},

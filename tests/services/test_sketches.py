@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
-import pytest
-
 from services.arms import expand, pairs
 from services.recipe import loads
 
@@ -89,7 +85,6 @@ def test_dmt_table_5() -> None:
     assert replay.document.train_for("general").lr == 2e-5
 
 
-@pytest.mark.skipif(importlib.util.find_spec("selection.iterative") is None, reason="iterate is not installed")
 def test_diversify_and_conquer_table_7() -> None:
     arms = {arm.name: arm.document for arm in expand(loads(DIVERSIFY))}
     assert list(arms) == ["random", "ppl", "gpt", "rm"]
