@@ -96,8 +96,12 @@ def estimate(
     hidden: int = 0,
     layers: int = 0,
     trained: int | None = None,
+    reference: bool = False,
 ) -> MemoryPlan:
-    """Memory of one worker. `count` parameters, of which `trained` learn (all when None); `tokens` per sequence."""
+    """Memory of one worker. `count` parameters, of which `trained` learn (all when None); `tokens` per sequence.
+
+    `reference`: a frozen model is kept beside the trained one, for a KL penalty.
+    """
     stage, workers = stage_of(execution, precision), execution.workers
     learn = count if trained is None else trained
     half = precision != "fp32"
@@ -111,6 +115,7 @@ def estimate(
     per_token = (width * layers * hidden) if execution.gradient_checkpointing else 17 * width * layers * hidden
     activations = at_once * per_token + (17 * width * hidden * at_once if execution.gradient_checkpointing else 0)
     logits = at_once * vocab * (8 + width)
+    beside = (0 if learn < count else weights) + logits if reference else 0.0
     host = 0.0
     parts = {
         "weights": weights,
@@ -119,6 +124,8 @@ def estimate(
         "activations": activations,
         "logits": logits,
     }
+    if reference:
+        parts["reference model"] = beside
     if execution.offload != "none" and execution.use_gpu:
         host += parts.pop("optimiser")
     if execution.offload == "parameters" and execution.use_gpu:
@@ -135,7 +142,14 @@ def estimate(
     return MemoryPlan(device, host, "\n".join(lines))
 
 
-def plan(model: Mapping[str, Any], config: TrainConfig, execution: Execution, precision: Precision) -> MemoryPlan:
+def plan(
+    model: Mapping[str, Any],
+    config: TrainConfig,
+    execution: Execution,
+    precision: Precision,
+    *,
+    reference: bool = False,
+) -> MemoryPlan:
     """`estimate` for a model's config.json at `max_len` tokens."""
     text = model.get("text_config", model)
     return estimate(
@@ -148,6 +162,7 @@ def plan(model: Mapping[str, Any], config: TrainConfig, execution: Execution, pr
         hidden=int(text["hidden_size"]),
         layers=int(text["num_hidden_layers"]),
         trained=adapter_parameters(model, config),
+        reference=reference,
     )
 
 

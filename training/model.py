@@ -83,7 +83,7 @@ def check(config: TrainConfig, execution: Execution, folder: Path) -> None:
 def load(folder: Path, config: TrainConfig, execution: Execution, precision: Precision) -> Any:
     """The model in its training dtype, with adapters or frozen parts as asked, and dropout on.
 
-    Raises UserError when nothing would train. Under ZeRO 3 call it while `HfDeepSpeedConfig` is alive.
+    Raises UserError when nothing would train. Under ZeRO 3 call it inside `sharded_loading`.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -100,7 +100,10 @@ def load(folder: Path, config: TrainConfig, execution: Execution, precision: Pre
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
-    model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the model {folder.name} could not be loaded: {error}") from None
     model.config.use_cache = False
     if execution.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -109,6 +112,20 @@ def load(folder: Path, config: TrainConfig, execution: Execution, precision: Pre
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=execution.gradient_checkpointing)
     return adapted(model, config).train()
+
+
+@contextlib.contextmanager
+def sharded_loading(deepspeed: dict[str, Any]) -> Iterator[None]:
+    """While inside, transformers loads models in shards where DeepSpeed's settings say ZeRO 3."""
+    if deepspeed["zero_optimization"]["stage"] != 3:
+        yield
+        return
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+    # transformers keeps a weak reference to it: loading is sharded as long as this name lives.
+    settings = HfDeepSpeedConfig(deepspeed)
+    yield
+    del settings
 
 
 def adapted(model: Any, config: TrainConfig) -> Any:

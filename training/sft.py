@@ -31,6 +31,7 @@ from typing import Any, cast
 from cuvee.errors import CuveeError, DataError, Unavailable, UserError
 from training import corpus, deepspeed_config, memory
 from training import model as models
+from training.objective import Objective
 from training.settings import Execution, Lora, Precision, TrainConfig
 
 __all__ = ["Execution", "Lora", "TrainConfig", "TrainResult", "steps_of", "train"]
@@ -61,7 +62,7 @@ def train(
     model: Path,
     plan: Path,
     tokens: Sequence[Path],
-    objective: Any,
+    objective: Objective,
     config: TrainConfig,
     execution: Execution,
     seed: int,
@@ -98,9 +99,16 @@ def train(
         raise DataError("no such plan", path=str(plan))
     parts = corpus.parts_of([*tokens, *(validation or {}).values()])
     cpus = cpus_per_worker(execution, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    _require_memory(described, config, execution, precision)
-    plan_hash = hashlib.blake2b(plan.read_bytes(), digest_size=16).hexdigest()
-    facts = {"plan": plan_hash, "config": config.key(), "seed": seed, "objective": _dump(objective), "stage": stage}
+    _require_memory(described, config, execution, precision, reference=objective.kl is not None)
+    with plan.open("rb") as file:
+        plan_hash = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    facts = {
+        "plan": plan_hash,
+        "config": config.key(),
+        "seed": seed,
+        "objective": objective.model_dump(mode="json"),
+        "stage": stage,
+    }
     from training.worker import Job
 
     job = Job(
@@ -162,10 +170,10 @@ def cpus_per_worker(execution: Execution, nodes: Sequence[Mapping[str, float]]) 
 
 
 def _require_memory(
-    described: Mapping[str, Any], config: TrainConfig, execution: Execution, precision: Precision
+    described: Mapping[str, Any], config: TrainConfig, execution: Execution, precision: Precision, *, reference: bool
 ) -> None:
     try:
-        planned = memory.plan(described, config, execution, precision)
+        planned = memory.plan(described, config, execution, precision, reference=reference)
     except UserError:
         return  # an architecture whose size config.json does not tell: the run will show
     if execution.memory_gb:
@@ -267,10 +275,6 @@ def _following(metrics: Path, progress: Progress | None) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-
-
-def _dump(objective: Any) -> Any:
-    return objective.model_dump(mode="json")
 
 
 def _write(path: Path, text: str) -> None:

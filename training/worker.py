@@ -29,7 +29,10 @@ from cuvee.errors import CuveeError, UserError
 from cuvee.rng import stream_seed
 from training import checkpoint, corpus, deepspeed_config, export, memory, packing, schedule
 from training.batches import Batches, Micro, ahead
-from training.model import decay_groups, load, resolve_attention, state_dict
+from training.model import decay_groups, load, resolve_attention, sharded_loading, state_dict
+from training.objective import Objective, token_weights
+from training.reference import Reference
+from training.regularise import Neftune
 from training.settings import Execution, Precision, TrainConfig
 
 T = TypeVar("T")
@@ -42,7 +45,7 @@ class Job:
     model: Path
     plan: Path
     tokens: tuple[Path, ...]
-    objective: Any
+    objective: Objective
     config: TrainConfig
     execution: Execution
     precision: Precision
@@ -152,7 +155,6 @@ class _Run:
 
     def _batches(self, plan: Path | None, tokens: list[Path]) -> Batches:
         """The first worker of each machine makes the copy; the others wait for it at the barrier in `agree`."""
-        from training.objective import token_weights
 
         job = self.job
         name = corpus.digest(plan, tokens, str(job.work))
@@ -183,17 +185,8 @@ class _Run:
 
         job = self.job
         settings = deepspeed_config.settings(self.config, self.execution, job.precision)
-        keep_alive = None
-        if self.stage == 3:
-            from transformers.integrations.deepspeed import HfDeepSpeedConfig
-
-            keep_alive = HfDeepSpeedConfig(settings)
-        try:
+        with sharded_loading(settings):
             model = load(job.model, self.config, self.execution, job.precision)
-        except (OSError, ValueError) as error:
-            raise UserError(f"the model could not be loaded: {error}") from None
-        finally:
-            del keep_alive
         state = None
         if found and found["form"] == "portable" and resume:
             state = checkpoint.read_portable(resume)
@@ -208,6 +201,15 @@ class _Run:
             checkpoint.load_moments(engine, state, weights=self.stage > 0)
         elif found and resume:
             checkpoint.load_sharded(engine, resume)
+        objective = job.objective
+        self.noise = (
+            Neftune(engine.module.get_input_embeddings(), objective.neftune, job.seed) if objective.neftune else None
+        )
+        self.reference = (
+            Reference(engine.module, job.model, objective.kl, self.config, self.execution, job.precision)
+            if objective.kl
+            else None
+        )
         self.norm = float("nan")
         if self.stage == 0:
             # At stage 0 in fp32 DeepSpeed clips and forgets the norm; here the gradients are already reduced.
@@ -269,8 +271,10 @@ class _Run:
         totals = torch.zeros(3 + 3 * len(sources), dtype=torch.float64)
         torch.manual_seed(stream_seed(self.job.seed, "step", step, self.rank) % 2**63)
         spent = {"forward": 0.0, "backward": 0.0, "step": 0.0}
-        for micro in micros:
+        for number, micro in enumerate(micros):
             clock = time.perf_counter()
+            if self.noise:
+                self.noise.reseed(step, self.rank, number)
             loss, sums = self.forward(micro, self.batches)
             spent["forward"] += time.perf_counter() - clock
             clock = time.perf_counter()
@@ -310,17 +314,23 @@ class _Run:
         }
 
     def forward(self, micro: Micro, batches: Batches) -> tuple[Any, Any]:
-        """This micro-batch's part of the global loss, and by source: weighted loss, weight, trained tokens (3S,)."""
+        """This micro-batch's part of the global loss, and by source: weighted loss, weight, trained tokens (3S,).
+
+        What is summed by source is the likelihood alone; in training the loss has smoothing and the penalty besides.
+        """
         import torch
 
         from cuvee.loss import token_nll
 
         put = partial(_put, device=self.device)
         ids, share, weight = put(micro.ids), put(micro.share), put(micro.weight)
-        smoothing = None if micro.smoothing is None else put(micro.smoothing)
-        logits = self.engine(input_ids=ids, position_ids=put(micro.positions), use_cache=False).logits
-        nll = token_nll(logits, ids, smoothing)
-        loss = (nll * share).sum()
+        inputs = {"input_ids": ids, "position_ids": put(micro.positions), "use_cache": False}
+        logits = self.engine(**inputs).logits
+        nll = token_nll(logits, ids)
+        each = nll if micro.smoothing is None else token_nll(logits, ids, put(micro.smoothing))
+        if self.reference and self.engine.module.training:
+            each = each + self.reference.penalty(inputs, logits, nll)
+        loss = (each * share).sum()
         count = len(batches.corpus.sources)
         with torch.no_grad():
             source = put(micro.source).flatten()

@@ -4,64 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from cuvee.errors import UserError
-from tests.training.plain import Data, make_data, plain_loop, plain_loss, weights_of, write_tokens
-from training.objective import Objective
+from tests.training.conftest import CONFIG, SHARD_ALL, STEPS, Expected, Fit, assert_same, losses_of
+from tests.training.plain import Data, plain_loss, weights_of, write_tokens
 from training.settings import Lora
-from training.sft import Execution, TrainConfig, TrainResult, train
+from training.sft import TrainResult
 
-CONFIG = TrainConfig(
-    lr=3e-3,
-    warmup=0.1,
-    global_batch=8,
-    max_len=64,
-    weight_decay=0.1,
-    precision="fp32",
-    checkpoint_every=7,
-    checkpoint_minutes=None,
-)
-STEPS = 20
-SHARD_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 GOLDEN = Path(__file__).parent / "golden_loss.txt"
-
-Fit = Callable[..., TrainResult]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
-    return make_data(tmp_path_factory.mktemp("data"), rows=80, epochs=2)
-
-
-@pytest.fixture(scope="module")
-def expected(tiny_model: Path, data: Data) -> tuple[list[float], dict[str, Any]]:
-    return plain_loop(tiny_model, data, lr=3e-3, batch=8, warmup=2, decay=0.1)
-
-
-@pytest.fixture(scope="module")
-def fit(ray_session: None, tiny_model: Path, data: Data, tmp_path_factory: pytest.TempPathFactory) -> Fit:
-    def run(config: TrainConfig = CONFIG, *, work: Path | None = None, **settings: Any) -> TrainResult:
-        execution = {"micro_batch": 8, **settings.pop("execution", {})}
-        folder = tmp_path_factory.mktemp("fit")
-        given: dict[str, Any] = {"plan": data.plan, "tokens": [data.folder], "model": tiny_model, **settings}
-        return train(
-            objective=Objective(),
-            config=config,
-            execution=Execution(**execution),
-            seed=0,
-            out=folder / "out",
-            work=work or folder / "work",
-            stage="only",
-            **given,
-        )
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -81,20 +35,7 @@ def straight(fit: Fit, data: Data, tmp_path_factory: pytest.TempPathFactory) -> 
     return result, folder / "work"
 
 
-def losses_of(result: TrainResult) -> list[float]:
-    return [json.loads(line)["loss"] for line in result.metrics.read_text().splitlines()]
-
-
-def assert_same(result: TrainResult, expected: tuple[list[float], dict[str, Any]], tolerance: float = 2e-5) -> None:
-    np.testing.assert_allclose(losses_of(result), expected[0], rtol=0, atol=tolerance)
-    saved = weights_of(result.model)
-    for name, tensor in expected[1].items():
-        np.testing.assert_allclose(saved[name], tensor, rtol=0, atol=20 * tolerance, err_msg=name)
-
-
-def test_losses_and_weights_are_those_of_a_plain_loop(
-    straight: tuple[TrainResult, Path], expected: tuple[list[float], dict[str, Any]]
-) -> None:
+def test_losses_and_weights_are_those_of_a_plain_loop(straight: tuple[TrainResult, Path], expected: Expected) -> None:
     assert expected[0][-1] < expected[0][0] - 1, "the reference must learn, or this says nothing"
     assert_same(straight[0], expected)
 
@@ -145,9 +86,7 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits(
     assert all((one[name] == two[name]).all() for name in one)
 
 
-def test_packed_and_accumulated_on_two_workers_at_zero_3(
-    fit: Fit, expected: tuple[list[float], dict[str, Any]]
-) -> None:
+def test_packed_and_accumulated_on_two_workers_at_zero_3(fit: Fit, expected: Expected) -> None:
     config = CONFIG.model_copy(update={"packing": True, "checkpoint_every": None})
     result = fit(config, execution={"workers": 2, "zero": 3, "micro_batch": 1, "deepspeed": SHARD_ALL})
     assert result.summary["workers"] == 2

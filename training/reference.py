@@ -1,0 +1,64 @@
+"""The frozen model that the KL penalty compares with: the one that the stage starts from.
+
+With adapters it is the same model with the adapters switched off, and costs a forward pass but no memory. Without, it
+is a second copy, sharded like the first under ZeRO 3. The penalty of `training.regularise` needs either its
+distributions or its log-probabilities at the target tokens; both come from that forward pass.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training import deepspeed_config
+from training.model import load, sharded_loading
+from training.objective import KL
+from training.regularise import kl_penalty, target_penalty
+from training.settings import Execution, Precision, TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Reference:
+    """Call `penalty` with what was given to the trained model, and what came of it."""
+
+    def __init__(
+        self, trained: Any, folder: Path, kl: KL, config: TrainConfig, execution: Execution, precision: Precision
+    ) -> None:
+        self.kl = kl
+        self.adapters = bool(config.lora or config.ia3)
+        self.model = trained if self.adapters else _frozen(trained, folder, config, execution, precision)
+
+    def penalty(self, inputs: dict[str, Any], logits: Tensor, nll: Tensor) -> Tensor:
+        """(B, T) nats to add to the loss of each token. `inputs` of the model, `logits` (B, T, V), `nll` (B, T)."""
+        import torch
+
+        from cuvee.loss import token_nll
+
+        with torch.no_grad(), self.model.disable_adapter() if self.adapters else nullcontext():
+            training = self.model.training
+            self.model.eval()
+            base = self.model(**inputs).logits
+            self.model.train(training)
+        if self.kl.variant == "full":
+            return self.kl.weight * kl_penalty(logits, base)
+        return self.kl.weight * target_penalty(nll, token_nll(base, inputs["input_ids"]))
+
+
+def _frozen(trained: Any, folder: Path, config: TrainConfig, execution: Execution, precision: Precision) -> Any:
+    import torch
+
+    settings = deepspeed_config.settings(config, execution, precision)
+    plain = config.model_copy(update={"bias_only": False})
+    with sharded_loading(settings):
+        model = load(folder, plain, execution.model_copy(update={"gradient_checkpointing": False}), precision)
+    model.requires_grad_(False).eval()
+    if settings["zero_optimization"]["stage"] == 3:
+        import deepspeed
+
+        sharding = {k: v for k, v in settings.items() if k != "optimizer"}
+        engine, *_ = deepspeed.initialize(model=model, config=sharding)
+        return engine.module.eval()
+    return model.to(next(trained.parameters()).device, dtype=torch.float32 if precision == "fp32" else None)
