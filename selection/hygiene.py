@@ -37,7 +37,7 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\u0e00
 
 def words(text: str) -> list[str]:
     """The words of a text, case folded, without punctuation."""
-    return [m.group().casefold() for m in _WORD.finditer(text)]
+    return [word.casefold() for word in _WORD.findall(text)]
 
 
 def word_spans(text: str) -> tuple[list[str], list[tuple[int, int]]]:

@@ -1,8 +1,8 @@
 """Near duplicates by MinHash (Broder 1997): groups of texts that share most of their word 5-grams.
 
-The signatures come from rensa, which makes 64,000 a second; banding and grouping are array operations here, because an
-index that answers one query at a time would lose that speed, and because its answers depend on the order of insertion.
-Groups are connected components over verified pairs: the result is a property of the set of texts, not of their order.
+The signatures come from rensa; banding and grouping are array operations here, because an index that answers one query
+at a time would lose that speed, and because its answers depend on the order of insertion. Groups are connected
+components over verified pairs: the result is a property of the set of texts, not of their order.
 
 Five-grams keep numbers apart: two word problems from one template with other figures share few of them, as they
 should, while a passage with another question shares most.
@@ -22,7 +22,7 @@ BANDS = 16
 """16 bands of 8 values: pairs of Jaccard similarity 0.8 become candidates with probability 0.95, of 0.5 with 0.06."""
 GRAM = 5
 _SEED = 20_240_917
-_CHUNK = 65_536
+_CHUNK = 8192
 
 
 def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
@@ -39,7 +39,7 @@ def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
 
 def _grams(text: str) -> list[str]:
     w = words(text)
-    return sorted({" ".join(w[i : i + GRAM]) for i in range(max(len(w) - GRAM + 1, 1))})
+    return [" ".join(w[i : i + GRAM]) for i in range(max(len(w) - GRAM + 1, 1))]
 
 
 def near_groups(texts: Sequence[str], threshold: float) -> NDArray[np.int64]:
