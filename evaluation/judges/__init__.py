@@ -7,7 +7,7 @@ it from deciding is `unsure`, is counted apart, and is accepted nowhere.
 
 from __future__ import annotations
 
-from evaluation.judges import choice, numeric, text  # noqa: F401 - they register themselves
+from evaluation.judges import choice, code, llm, numeric, reward, text, tiers  # noqa: F401 - they register themselves
 from evaluation.judges.base import JUDGES, JudgeConfig, Kind, Parts, Reward, build, fits
 
 __all__ = ["JUDGES", "JudgeConfig", "Kind", "Parts", "Reward", "build", "fits"]

@@ -54,7 +54,7 @@ class Kind:
     short: str = ""
     models: Callable[[Any], set[str]] = _no_models
     needs: tuple[str, ...] = ("references",)
-    fits: Callable[[Any, pa.Table], str | None] | None = None
+    fits: Callable[[Any, pa.Table | Collection[str]], str | None] | None = None
 
 
 JUDGES: Registry[Kind] = Registry("judge")
@@ -98,7 +98,9 @@ def _normal(value: Any) -> dict[str, Any]:
         kind, options = value, {}
     elif isinstance(value, Mapping) and len(value) == 1:
         kind, options = next(iter(value.items()))
-        if kind == "judge":  # `{judge: {llm: m}}`: the word may be repeated where several kinds of score may stand
+        if kind == "judge" and isinstance(options, Mapping) and "model" in options:
+            kind = "rating"  # `{judge: {model: m, scale: [1, 10]}}`, as scores are written
+        elif kind == "judge":  # `{judge: {llm: m}}`: the word may be repeated where several kinds of score may stand
             return _normal(options)
     else:
         raise ValueError("a judge is a name, or a mapping of one name to its settings")
@@ -127,9 +129,7 @@ def fits(config: JudgeConfig, source: pa.Table | Collection[str]) -> str | None:
         filled = filled_rows(source, column)
         if filled * 2 < source.num_rows or column not in source.column_names:
             return f"the judge {config.kind!r} needs {column}, and {filled} of {source.num_rows} rows have any"
-    if entry.fits is not None and isinstance(source, pa.Table):
-        return entry.fits(config.options, source)
-    return None
+    return entry.fits(config.options, source) if entry.fits is not None else None
 
 
 def filled_rows(table: pa.Table, column: str) -> int:

@@ -18,7 +18,7 @@ whatever the slow path could not finish are `unsure`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -275,9 +275,11 @@ def _number(answer: Answer) -> Number:
     return numbers.find(answer.digits)[0][0]
 
 
-def _fits(config: Any, table: pa.Table) -> str | None:
+def _fits(config: Any, source: pa.Table | Collection[str]) -> str | None:
+    if not isinstance(source, pa.Table):
+        return None
     extract = Extract(config)
-    column = table["references"].slice(0, 1000).to_pylist()
+    column = source["references"].slice(0, 1000).to_pylist()
     found = sum(any(extract(reference) is not None for reference in references or ()) for references in column)
     if found * 2 < len(column):
         return f"the judge 'numeric' needs numbers, and {found} of {len(column)} references have one"

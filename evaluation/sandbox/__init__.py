@@ -57,7 +57,7 @@ _uids = itertools.count()
 class SandboxConfig(Config):
     """Limits of one program. `level`: "auto" takes the strongest protection that works on the machine."""
 
-    wall_s: float = Field(default=10.0, gt=0, description="seconds from start to end, that of the sandbox included")
+    wall_s: float = Field(default=15.0, gt=0, description="seconds from start to end, that of the sandbox included")
     cpu_s: int = Field(default=8, ge=1, description="seconds of processor time of one process")
     memory_mb: int = Field(default=512, ge=64, description="MiB of address space of one process")
     processes: int = Field(default=8, ge=2, description="processes and threads, the two of the sandbox included")

@@ -7,6 +7,7 @@ cannot come through. A value that is not plain becomes a reference, made by `out
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +31,14 @@ def dumps(value: Any, outside: Callable[[Any], bytes]) -> bytes:
     return b"".join(out)
 
 
+def is_builtin(value: Any) -> bool:
+    """Whether it is `int`, `len` or their kind, which each side has for itself."""
+    name = getattr(value, "__name__", None)
+    return isinstance(name, str) and getattr(builtins, name, None) is value
+
+
 def reference(kind: str, name: str) -> bytes:
-    """A thing that stays where it is. `kind`: "object", "callback" or "module"."""
+    """A thing that stays where it is. `kind`: "object", "callback", "builtin" or "module"."""
     data = name.encode("utf-8", "surrogatepass")
     return b"R" + _text(kind.encode()) + _text(data)
 

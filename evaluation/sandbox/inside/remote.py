@@ -64,6 +64,8 @@ class Channel:
     def outside(self, value: Any) -> bytes:
         if isinstance(value, Remote):
             return codec.reference("object", value._name)
+        if codec.is_builtin(value):
+            return codec.reference("builtin", value.__name__)
         if callable(value):
             self.functions.append(value)
             return codec.reference("callback", str(len(self.functions) - 1))
@@ -73,6 +75,8 @@ class Channel:
         if kind == "module":
             # Never the program's copy, which it may have changed.
             return __import__(name, fromlist=["_"]) if name.split(".")[0] in sys.stdlib_module_names else None
+        if kind == "builtin":
+            return getattr(builtins, name, None)
         return Remote(self, name)
 
 

@@ -5,6 +5,7 @@ Nothing here is trusted by anybody: the program may change all of it. It holds n
 
 from __future__ import annotations
 
+import builtins
 import os
 import sys
 from collections.abc import Callable
@@ -132,10 +133,14 @@ class Worker:
             value = value.value
         if type(value) is type(sys):
             return codec.reference("module", value.__name__)
+        if codec.is_builtin(value):
+            return codec.reference("builtin", value.__name__)
         self.objects.append(value)
         return codec.reference("object", str(len(self.objects) - 1))
 
     def inside(self, kind: str, name: str) -> Any:
+        if kind == "builtin":
+            return getattr(builtins, name)
         return self.callback(name) if kind == "callback" else self.objects[int(name)]
 
     def callback(self, name: str) -> Callable[..., Any]:
