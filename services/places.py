@@ -65,7 +65,7 @@ def _files(path: str) -> list[Place]:
     else:
         siblings = [p.name for p in base.parent.iterdir()] if base.parent.is_dir() else []
         hint = nearest(base.name, siblings) if siblings and len(siblings) <= 40 else ""
-        raise DataError("no such file", path=path, remedy=hint)
+        raise DataError("no such file", path=path, remedy=hint or "check the path; it is relative to where you are")
     return [_file(Path(name)) for name in names]
 
 

@@ -136,12 +136,13 @@ def open_source(name: str, source: Source, *, seed: int = 0, cache: Path | None 
             rejected.append({"file": entry.file, "line": entry.line, "reason": entry.reason, "text": entry.text})
     if not rows:
         if not rejected:
-            raise DataError("there is no row in it", path=source.path)
+            raise DataError("there is no row in it", path=source.path, remedy="check the path, and that it was written")
         first = rejected[0]
         raise DataError(
             f"none of its {len(rejected)} rows can be used; the first: {first['reason']}",
             path=first["file"],
             line=first["line"],
+            remedy="name `shape` or `columns` in `from` if the data is good",
         )
     return Loaded(_limited(make_table(name, rows), source, seed), rejected, mark)
 
