@@ -72,8 +72,9 @@ class Completion:
 class Generate(Protocol):
     """A model that continues requests."""
 
-    name: str
-    """For provenance: model and revision."""
+    @property
+    def name(self) -> str:
+        """For provenance: model and revision."""
 
     def __call__(self, requests: Iterable[Request], decoding: Decoding) -> Iterator[Completion]: ...
 
@@ -107,7 +108,9 @@ class Scored:
 class Score(Protocol):
     """A model that tells the log-probability of given texts."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """For provenance: model and revision."""
 
     def __call__(self, requests: Iterable[ScoreRequest]) -> Iterator[Scored]: ...
 
@@ -145,7 +148,10 @@ class Verdict:
 class Judge(Protocol):
     """Decides whether predictions say the same as their references. One verdict a case, in order."""
 
-    name: str
-    version: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
 
     def __call__(self, cases: Sequence[Case]) -> list[Verdict]: ...

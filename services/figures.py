@@ -94,9 +94,9 @@ class Figures:
         rows = self.rows(node)
         if rows.value is None:
             return rows
-        source = next(iter(n for name, n in node.inputs.items() if name == "rows"))
+        source: Node | None = node.inputs["rows"]
         while source is not None and "characters" not in (self.info(source) or {}):
-            source = next((n for name, n in sorted(source.inputs.items()) if name.startswith("rows")), None)  # type: ignore[arg-type]
+            source = next((n for name, n in sorted(source.inputs.items()) if name.startswith("rows")), None)
         if source is None:
             return Figure(None, f"known after {node.label}")
         seen = self.info(source) or {}
@@ -285,6 +285,7 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 def _objective(plan: Plan, known: Figures) -> list[dict[str, Any]]:
     """Share of trained tokens by role and source, and warnings, for stages whose tables are rendered."""
     from cuvee import rows
+    from training import advice
     from training import objective as objectives
 
     found: dict[str, dict[str, Any]] = {}
@@ -294,15 +295,17 @@ def _objective(plan: Plan, known: Figures) -> list[dict[str, Any]]:
             max_len = arm.arm.document.train_for(stage).max_len
             for name, node in parts.train.inputs.items():
                 key = f"{node.key} {spec.model_dump_json()} {max_len}"
-                if not name.startswith("tokens.") or known.info(node) is None or key in found:
+                info = known.info(node)
+                if not name.startswith("tokens.") or info is None or key in found:
                     continue
                 table = rows.read(known.store.local(node.key) / "tokens")
                 found[key] = {
                     "arm": arm.arm.name,
                     "stage": stage,
                     "table": name.removeprefix("tokens."),
-                    "shares": objectives.trained_share(table, spec).to_pylist(),
-                    "warnings": objectives.warnings(table, spec, max_len=max_len),
+                    "shares": objectives.trained_share(table, spec, max_len).to_pylist(),
+                    "warnings": advice.warnings(table, spec, stop_ids=info["stop_ids"], max_len=max_len),
+                    "advice": [str(line) for line in advice.advise(table)],
                 }
     return list(found.values())
 

@@ -52,15 +52,15 @@ class Measures:
             for name in suites.expand(names):
                 kinds.setdefault(name, []).append(kind)
         found = []
-        for name, kind in kinds.items():
+        for name, purposes in kinds.items():
             task = tasks.get(name)
             own = self.spec.options.get(suites.plain(name))
             options = {
                 "limit": (own.limit if own else None) or self.spec.limit,
                 "shots": own.shots if own else None,
             }
-            config = {"task": name, "version": task.version, "options": options, "judge": None}
-            found.append(self.measured(suites.plain(name), "+".join(kind), config, {}))
+            config: dict[str, Any] = {"task": name, "version": task.version, "options": options, "judge": None}
+            found.append(self.measured(suites.plain(name), "+".join(purposes), config, {}))
         for name, judged in self.spec.judged.items():
             config = {"task": name, "version": tasks.get(name).version, "options": {"limit": self.spec.limit}}
             config |= {"judge": None, "times": judged.times}
@@ -78,7 +78,7 @@ class Measures:
         for task, table, part, judge in wanted:
             state = self.builder.table(table)
             rows = self.builder.held_rows(table) if part == "held" else state.rows
-            config: dict[str, Any] = {
+            config = {
                 "task": task,
                 "version": TABLE_MEASUREMENTS[task],
                 "table": table,

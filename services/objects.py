@@ -125,7 +125,9 @@ class LocalObjects:
         return sorted(p.name for p in base.iterdir() if not p.name.startswith(".")) if base.is_dir() else []
 
     def size(self, prefix: str) -> int:
-        return sum(p.lstat().st_size for p in self.path(prefix).rglob("*") if p.is_file())
+        path = self.path(prefix)
+        files = [path] if path.is_file() else path.rglob("*")
+        return sum(p.lstat().st_size for p in files if p.is_file())
 
     def delete(self, prefix: str) -> None:
         path = self.path(prefix)

@@ -273,6 +273,15 @@ class Builder:
 
         return self.do_embed(f"{label.split(' · ')[0]} · embed", EmbedConfig(), state)
 
+    def part_vectors(self, label: str, state: TableState, part: str) -> Node:
+        """Vectors of the instruction or the response alone, by the encoder of the table's own."""
+        from selection.embedding import EmbedConfig
+
+        own = EmbedConfig.model_validate(state.vectors.config) if state.vectors else EmbedConfig()
+        config = own.model_copy(update={"text": part})
+        inputs = {"rows": state.rows, "encoder": self.encoder(config.encoder)}
+        return self.node("embed", f"{label.split(' · ')[0]} · embed {part}", config.model_dump(mode="json"), inputs)
+
     def do_cluster(self, label: str, config: Any, state: TableState) -> TableState:
         state = self.with_vectors(label, state)
         assert state.vectors is not None
@@ -285,10 +294,9 @@ class Builder:
         inputs = {"rows": state.rows}
         settings: dict[str, Any] = {"scorers": config.model_dump(mode="json")}
         execution: dict[str, Any] = {}
-        if "embedding" in config.needs():
-            state = self.with_vectors(label, state)
-            assert state.vectors is not None
-            inputs["vectors"] = state.vectors
+        for need in sorted(config.needs()):
+            if need.startswith("vectors."):
+                inputs[need] = self.part_vectors(label, state, need.removeprefix("vectors."))
         model = None
         if name := config.model_name(self.recipe.model_for()):
             inputs["model"] = model = self.model(name)
@@ -320,12 +328,10 @@ class Builder:
             inputs["vectors"] = state.vectors
         if "cluster" in wanted and (state.clusters is None or config.clusters is not None):
             # k may depend on the size of the pool, which is known only when the step runs.
-            k = config.clusters if config.clusters is not None else "rule"
-            settings = ClusterConfig(k="auto" if k == "rule" else k)
-            if k == "rule":
+            if config.clusters is None:
                 state = self.rule_clusters(f"{table} · cluster", config, clusters_of.__name__, state)
             else:
-                state = self.do_cluster(f"{table} · cluster", settings, state)
+                state = self.do_cluster(f"{table} · cluster", ClusterConfig(k=config.clusters), state)
         if "cluster" in wanted:
             assert state.clusters is not None
             inputs["clusters"] = state.clusters

@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,14 +209,18 @@ class Store:
                 todo += list(done.inputs.values()) if done else []
         return seen
 
-    def prune(self, *, dry_run: bool = True) -> list[tuple[str, int]]:
-        """(name, bytes) of what no stored run reaches: artifacts, and work and attempts that nobody holds."""
-        wanted = self.reachable(key for run in self.runs().values() for key in run["keys"])
+    def prune(self, *, dry_run: bool = True, forget: Collection[str] = ()) -> list[tuple[str, int]]:
+        """(name, bytes) of what no stored run reaches: artifacts, and work and attempts that nobody holds.
+
+        Runs named in `forget` do not count, and are removed too.
+        """
+        wanted = self.reachable(key for name, run in self.runs().items() if name not in forget for key in run["keys"])
         doomed = [f"artifacts/{k}" for k in self.objects.children("artifacts") if k not in wanted]
         doomed += [f"work/{k}" for k in self.objects.children("work") if "-" in k and not self.holder(k)]
         for name in self.objects.children("attempts"):
             if not self.holder(name.rsplit(".", 1)[0]):
                 doomed.append(f"attempts/{name}")
+        doomed += [f"runs/{name}.json" for name in forget]
         sized = [(name, self.objects.size(name)) for name in doomed]
         if not dry_run:
             for name in doomed:

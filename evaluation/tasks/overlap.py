@@ -21,7 +21,7 @@ VERSION = "1 chat=on last_turn"
 
 def bleu(rows: pa.Table, *, generate: Generate, decoding: Decoding, task: str = "bleu") -> pa.Table:
     """Items of the last turn of each row, one task a source; metrics `bleu` (0 to 1) and `length` (tokens)."""
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     scorer = BLEU(effective_order=True)
     records = {(row["id"], row["target"]): row for row in cuvee_rows.records(rows)}

@@ -37,6 +37,7 @@ def render(context: Context) -> dict[str, Any]:
         "tokens": pc.sum(lengths).as_py(),
         "longest": pc.max(lengths).as_py(),
         "template": chat.digest,
+        "stop_ids": list(chat.stop_ids),
     }
 
 

@@ -124,7 +124,11 @@ def score(context: Context) -> dict[str, Any]:
     from selection.vectors import Vectors
 
     engine = context.runtime.engine_for(context, "model") if "model" in context.inputs else None
-    vectors = Vectors.open(context.inputs["vectors"] / "vectors") if "vectors" in context.inputs else None
+    vectors = {
+        name.removeprefix("vectors."): Vectors.open(folder / "vectors")
+        for name, folder in context.inputs.items()
+        if name.startswith("vectors.")
+    }
     table = add_scores(
         rows.read(context.inputs["rows"] / "rows"),
         ScoreConfig.model_validate(context.config["scorers"]),
