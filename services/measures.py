@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, field_serializer, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from cuvee.config import Config
 from cuvee.protocols import Decoding
-from services.tables import piece, read
+from evaluation.judges import JudgeConfig
+
+BASE = "base"
+"""The model before any stage, as a word of `init` and `at`."""
+
+CURRENT = "current"
+"""The model of the round, as a word inside `iterate`."""
 
 
 def _words(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
-
-
-def _judge(value: Any) -> Any:
-    return read(piece("evaluation.judges:JudgeConfig"), value)
 
 
 def _decoding(value: Any) -> Any:
@@ -28,7 +30,6 @@ def _decoding(value: Any) -> Any:
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
-JudgeOf = Annotated[Any, PlainValidator(_judge)]
 
 
 class TaskOptions(Config):
@@ -43,12 +44,8 @@ class TaskOptions(Config):
 class Judged(Config):
     """An open-ended set (such as MT-Bench) and who judges the answers."""
 
-    judge: JudgeOf = Field(default=None, description="the judge; the set's own if absent")
+    judge: JudgeConfig | None = Field(default=None, description="the judge; the set's own if absent")
     times: int = Field(default=1, ge=1, description="judgements per answer, averaged")
-
-    @field_serializer("judge")
-    def _plain(self, value: Any) -> Any:
-        return value.model_dump(mode="json", by_alias=True) if isinstance(value, Config) else value
 
 
 class Evaluate(Config):
@@ -63,7 +60,7 @@ class Evaluate(Config):
         default=(), description="tables whose rows as trained on are scored: loss of the answers"
     )
     gold_loss: Words = Field(default=(), description="tables whose held-out rows are scored: loss of the gold answers")
-    accuracy: dict[str, JudgeOf] = Field(
+    accuracy: dict[str, JudgeConfig] = Field(
         default_factory=dict, description="table to judge: answers to the table's held-out prompts, judged"
     )
     bleu: Words = Field(
@@ -88,10 +85,6 @@ class Evaluate(Config):
         if isinstance(value, list | tuple):
             return {str(name): {} for name in value}
         return value
-
-    @field_serializer("accuracy")
-    def _plain(self, value: dict[str, Any]) -> dict[str, Any]:
-        return {name: judge.model_dump(mode="json", by_alias=True) for name, judge in value.items()}
 
     @property
     def tables(self) -> tuple[str, ...]:

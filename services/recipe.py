@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,9 +26,10 @@ from pydantic import (
 
 from cuvee.amounts import Amount
 from cuvee.config import Config
-from cuvee.errors import RecipeError, UserError, nearest
+from cuvee.errors import RecipeError, UserError
 from services import overlay, variables, yaml_lines
-from services.measures import Evaluate, Point
+from services.checks import faults, reason
+from services.measures import BASE, Evaluate, Point
 from services.models import BUILTIN_MODEL, ModelSpec
 from services.tables import OPERATIONS, Table, source_name
 from services.variants import Arms, Contrast, Published, Repeat
@@ -36,13 +37,6 @@ from services.yaml_lines import Document, Path_
 from training import curriculum
 from training.objective import Objective
 from training.settings import Execution, TrainConfig
-
-BASE = "base"
-"""The model before any stage, as a word of `init` and `at`."""
-
-CURRENT = "current"
-"""The model of the round, as a word inside `iterate`."""
-
 
 _SILENT = ("published", "execution", "store", "tracking")
 """Keys that change nothing in the result."""
@@ -132,6 +126,11 @@ class Recipe(Config):
     def document(self) -> dict[str, Any]:
         """The merged mapping as written."""
         return self._source.tree
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The stages as written, before a strategy rearranged them."""
+        return self._written
 
     @property
     def hash(self) -> str:
@@ -232,7 +231,7 @@ def parse(document: Document) -> Recipe:
     except ValidationError as error:
         raise _placed(error, resolved) from None
     recipe._source = document
-    for path, message, remedy in _faults(recipe):
+    for path, message, remedy in faults(recipe):
         raise resolved.error(message, path, remedy=remedy)
     return recipe
 
@@ -256,112 +255,12 @@ def _explicit(recipe: Recipe, document: Document) -> Recipe:
     }
     before = BASE
     for name, stage in explicit.items():
-        if not stage.init:
+        if not stage.init or (stage.init in stages and stage.init not in explicit):
             explicit[name] = stage.model_copy(update={"init": before})
         before = name
     made = recipe.model_copy(update={"stages": explicit, "strategy": None})
     made._written = tuple(stages)
     return made
-
-
-Fault = tuple[Path_, str, str]
-"""Where, what, and what to do."""
-
-
-def _faults(recipe: Recipe) -> Iterator[Fault]:
-    """What is wrong between the parts of a recipe, each of which is well formed."""
-    yield from _model_faults(recipe)
-    yield from _table_faults(recipe)
-    yield from _stage_faults(recipe)
-    yield from _measure_faults(recipe)
-
-
-def _model_faults(recipe: Recipe) -> Iterator[Fault]:
-    if not recipe.models:
-        yield ("models",), "no model", "leave `models` out for the built-in one"
-    if recipe.train.model:
-        yield from _unknown(recipe.train.model, recipe.models, "model", ("train", "model"))
-    elif len(recipe.models) > 1 and recipe.stages:
-        yield ("train",), "which of the models is trained?", f"write model: {next(iter(recipe.models))} in `train`"
-    for table, spec in recipe.data.items():
-        for i, operation in enumerate(spec.do):
-            model = getattr(operation.config, "model", None)
-            if isinstance(model, str) and model not in (BASE, CURRENT):
-                yield from _unknown(model, recipe.models, "model", ("data", table, "do", i, operation.name, "model"))
-
-
-def _table_faults(recipe: Recipe) -> Iterator[Fault]:
-    for table, spec in recipe.data.items():
-        for origin in spec.origins:
-            if isinstance(origin, str) and origin in recipe.data and table in recipe.lineage(origin):
-                yield ("data", table, "from"), f"{table} is made from itself", ""
-        labels = [operation.as_ for operation in spec.do if operation.as_]
-        for label in labels:
-            if label in OPERATIONS or labels.count(label) > 1:
-                yield ("data", table, "do"), f'"as: {label}" is not a name of its own', ""
-
-
-def _stage_faults(recipe: Recipe) -> Iterator[Fault]:
-    earlier = [BASE]
-    for name, stage in recipe.stages.items():
-        if name in (BASE, "final") or "@" in name:
-            yield ("stages", name), f'"{name}" has a meaning of its own and cannot name a stage', ""
-        for table in stage.mix:
-            yield from _unknown(table.partition("@")[0], recipe.data, "table", ("stages", name, "mix", table))
-            yield from _round_fault(recipe, table, ("stages", name, "mix", table))
-        yield from _unknown(stage.init, earlier, "earlier stage", ("stages", name, "init"))
-        try:
-            recipe.train_for(name)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = first.get("ctx", {}).get("key")
-            yield ("stages", name, "train", *first["loc"], *([key] if key else [])), _message(first), ""
-        if model := stage.train.get("model"):
-            yield from _unknown(str(model), recipe.models, "model", ("stages", name, "train", "model"))
-        earlier.append(name)
-
-
-def _measure_faults(recipe: Recipe) -> Iterator[Fault]:
-    measured = recipe.evaluate
-    for word, tables in (
-        ("output_loss", measured.output_loss),
-        ("gold_loss", measured.gold_loss),
-        ("accuracy", tuple(measured.accuracy)),
-        ("bleu", measured.bleu),
-    ):
-        for table in tables:
-            yield from _unknown(table, recipe.data, "table", ("evaluate", word))
-            if word in ("gold_loss", "accuracy") and not _has(recipe, table, "holdout"):
-                remedy = f"add {{holdout: 100 rows}} to data.{table}.do"
-                yield ("evaluate", word), f"{table} has no held-out rows", remedy
-    for word in measured.at:
-        name, _, number = word.partition("@")
-        points = [BASE, "final", *recipe._written, *recipe.stages]
-        if recipe.stages and name not in points and not (name in recipe.data and number):
-            yield from _unknown(name, points, "stage", ("evaluate", "at"))
-        if number and not number.isdigit():
-            yield ("evaluate", "at"), f"{word}: what follows @ is the number of an epoch or round", ""
-        yield from _round_fault(recipe, word, ("evaluate", "at"))
-
-
-def _has(recipe: Recipe, table: str, operation: str) -> bool:
-    return table in recipe.data and any(recipe.data[name].find(operation) for name in recipe.lineage(table))
-
-
-def _round_fault(recipe: Recipe, word: str, path: Path_) -> Iterator[Fault]:
-    """`table@round` needs a table that is iterated so often."""
-    name, at, number = word.partition("@")
-    if not at or name not in recipe.data:
-        return
-    operation = recipe.data[name].find("iterate")
-    rounds = getattr(operation.config, "rounds", 0) if operation else 0
-    if not number.isdigit() or not 1 <= int(number) <= rounds:
-        yield path, f"{name} has {rounds} rounds, and no {word}", "" if operation else "rounds come from `iterate`"
-
-
-def _unknown(name: str, known: Any, kind: str, path: Path_) -> Iterator[Fault]:
-    if name not in known:
-        yield path, f'unknown {kind} "{name}"', nearest(name, known)
 
 
 def _canonical(value: Any, at: Path_) -> Any:
@@ -379,13 +278,7 @@ def _placed(error: ValidationError, document: Document) -> RecipeError:
     key = first.get("ctx", {}).get("key") if first["type"] == "unknown_key" else None
     path = _walk(document.tree, (*first["loc"], *([key] if key else [])), keep_last=first["type"] == "missing")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return document.error(_message(first) + more, path)
-
-
-def _message(fault: Any) -> str:
-    if fault["type"] == "missing":
-        return "is needed and not there"
-    return str(fault["msg"]).removeprefix("Value error, ")
+    return document.error(reason(first) + more, path)
 
 
 def _walk(tree: Any, loc: Sequence[str | int], *, keep_last: bool) -> Path_:

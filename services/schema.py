@@ -40,6 +40,7 @@ def json_schema() -> dict[str, Any]:
     recipe = refs[Recipe, "validation"]["$ref"].rsplit("/", 1)[-1]
     definitions["Table"]["properties"]["do"]["items"] = _operations(of)
     definitions["When"] = {"type": "object", "required": ["then"]}
+    definitions["JudgeConfig"] = {"type": ["string", "object", "array"]}
     definitions["ScoreConfig"] = {"type": "object", "additionalProperties": {"type": ["string", "object"]}}
     properties = definitions[recipe]["properties"]
     properties["stages"] = {"anyOf": [properties["stages"], {"const": "none"}]}

@@ -102,6 +102,12 @@ def test_overrides_come_after_profiles(tmp_path: Path) -> None:
         ("gold_loss: math", "gold_loss: maths", 19, 'unknown table "maths"'),
         ("gold_loss: math", "gold_loss: chat", 19, "chat has no held-out rows .add"),
         ("gold_loss: math", "accuracy: {math: numerc}", 19, "numerc"),
+        ("gold_loss: math", "accuracy: {math: {llm: judge}}", 19, 'unknown model "judge"'),
+        ("gold_loss: math", "judged: {mt_bench: {judge: {llm: judge}}}", 19, 'unknown model "judge"'),
+        ("- sample: 1/2", "- respond: {model: tiny, judge: text}", 9, 'unknown model "tiny"'),
+        ("- sample: 1/2", "- respond: {judge: {llm: tiny}}", 9, 'unknown model "tiny"'),
+        ("- sample: 1/2", "- respond: {judge: txt}", 9, "txt"),
+        ("- sample: 1/2", "- score: {q: {deita: {model: tiny}}}", 9, 'unknown model "tiny"'),
         ("at: [base, special, final]", "at: [spcial]", 20, 'unknown stage "spcial" .did you mean "special"'),
         ("at: [base, special, final]", "at: [special@one]", 20, "number of an epoch"),
         ("  general:", "  special:", 14, '"special" is written twice, first on line 12'),
@@ -153,6 +159,14 @@ def test_a_strategy_is_spelt_out_as_stages() -> None:
     pooled = loads(STRATEGY.replace("kind: dmt", "kind: multi_task"))
     assert list(pooled.stages) == ["general"]
     assert [point.label for point in pooled.points()] == ["base", "general"]
+
+
+def test_a_stage_that_followed_a_removed_one_follows_the_one_before() -> None:
+    recipe = loads(
+        "data: {a: builtin:squad, b: builtin:mbpp}\nstrategy: mixed_sequential\nstages:\n"
+        "  one: {mix: {a: all}}\n  two: {mix: {a: 1/2}, init: one}\n  three: {mix: {b: all}, init: two}\n"
+    )
+    assert {name: stage.init for name, stage in recipe.stages.items()} == {"one": "base", "three": "one"}
 
 
 def test_a_strategy_of_tables_and_stages_exclude_each_other() -> None:

@@ -1,0 +1,152 @@
+"""What can be wrong between the parts of a recipe, when each part is well formed.
+
+References to tables, stages, models and judges that are not there; measurements without held-out rows; tables made
+from themselves. Each fault comes with the place of its key, so that the error can name the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from cuvee.errors import nearest
+from evaluation.judges import JudgeConfig
+from services.measures import BASE, CURRENT
+from services.tables import OPERATIONS, Operation
+from services.yaml_lines import Path_
+
+if TYPE_CHECKING:
+    from services.recipe import Recipe
+
+Fault = tuple[Path_, str, str]
+"""Where, what, and what to do."""
+
+
+def faults(recipe: Recipe) -> Iterator[Fault]:
+    """What is wrong between the parts of a recipe, each of which is well formed."""
+    yield from _model_faults(recipe)
+    yield from _table_faults(recipe)
+    yield from _stage_faults(recipe)
+    yield from _measure_faults(recipe)
+
+
+def _model_faults(recipe: Recipe) -> Iterator[Fault]:
+    if not recipe.models:
+        yield ("models",), "no model", "leave `models` out for the built-in one"
+    if recipe.train.model:
+        yield from _unknown(recipe.train.model, recipe.models, "model", ("train", "model"))
+    elif len(recipe.models) > 1 and recipe.stages:
+        yield ("train",), "which of the models is trained?", f"write model: {next(iter(recipe.models))} in `train`"
+    for table, spec in recipe.data.items():
+        for i, operation in enumerate(spec.do):
+            at = ("data", table, "do", i, operation.name)
+            try:
+                names = list(_models_of(operation))
+            except ValidationError as error:
+                yield (*at, "judge"), reason(error.errors(include_url=False)[0]), ""
+                continue
+            for key, name in names:
+                if name not in (BASE, CURRENT):
+                    yield from _unknown(name, recipe.models, "model", (*at, key))
+    judges: list[tuple[Path_, JudgeConfig]] = [
+        *((("accuracy", table), judge) for table, judge in recipe.evaluate.accuracy.items()),
+        *((("judged", name, "judge"), of.judge) for name, of in recipe.evaluate.judged.items() if of.judge),
+    ]
+    for path, judge in judges:
+        for name in sorted(judge.model_names()):
+            yield from _unknown(name, recipe.models, "model", ("evaluate", *path))
+
+
+def _models_of(operation: Operation) -> Iterator[tuple[str, str]]:
+    """(key, model) of every model that an operation asks for. Raises ValidationError for a judge that is none."""
+    config = operation.config
+    if isinstance(model := getattr(config, "model", None), str):
+        yield "model", model
+    if (judge := getattr(config, "judge", None)) is not None:
+        yield from (("judge", name) for name in sorted(JudgeConfig.model_validate(judge).model_names()))
+    for name, spec in (getattr(config, "scorers", None) or {}).items():
+        if spec.model:
+            yield name, spec.model
+
+
+def _table_faults(recipe: Recipe) -> Iterator[Fault]:
+    for table, spec in recipe.data.items():
+        for origin in spec.origins:
+            if isinstance(origin, str) and origin in recipe.data and table in recipe.lineage(origin):
+                yield ("data", table, "from"), f"{table} is made from itself", ""
+        labels = [operation.as_ for operation in spec.do if operation.as_]
+        for label in labels:
+            if label in OPERATIONS or labels.count(label) > 1:
+                yield ("data", table, "do"), f'"as: {label}" is not a name of its own', ""
+
+
+def _stage_faults(recipe: Recipe) -> Iterator[Fault]:
+    earlier = [BASE]
+    for name, stage in recipe.stages.items():
+        if name in (BASE, "final") or "@" in name:
+            yield ("stages", name), f'"{name}" has a meaning of its own and cannot name a stage', ""
+        for table in stage.mix:
+            yield from _unknown(table.partition("@")[0], recipe.data, "table", ("stages", name, "mix", table))
+            yield from _round_fault(recipe, table, ("stages", name, "mix", table))
+        yield from _unknown(stage.init, earlier, "earlier stage", ("stages", name, "init"))
+        try:
+            recipe.train_for(name)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = first.get("ctx", {}).get("key")
+            yield ("stages", name, "train", *first["loc"], *([key] if key else [])), reason(first), ""
+        if model := stage.train.get("model"):
+            yield from _unknown(str(model), recipe.models, "model", ("stages", name, "train", "model"))
+        earlier.append(name)
+
+
+def _measure_faults(recipe: Recipe) -> Iterator[Fault]:
+    measured = recipe.evaluate
+    for word, tables in (
+        ("output_loss", measured.output_loss),
+        ("gold_loss", measured.gold_loss),
+        ("accuracy", tuple(measured.accuracy)),
+        ("bleu", measured.bleu),
+    ):
+        for table in tables:
+            yield from _unknown(table, recipe.data, "table", ("evaluate", word))
+            if word in ("gold_loss", "accuracy") and not _has(recipe, table, "holdout"):
+                remedy = f"add {{holdout: 100 rows}} to data.{table}.do"
+                yield ("evaluate", word), f"{table} has no held-out rows", remedy
+    for word in measured.at:
+        name, _, number = word.partition("@")
+        points = [BASE, "final", *recipe.written, *recipe.stages]
+        if recipe.stages and name not in points and not (name in recipe.data and number):
+            yield from _unknown(name, points, "stage", ("evaluate", "at"))
+        if number and not number.isdigit():
+            yield ("evaluate", "at"), f"{word}: what follows @ is the number of an epoch or round", ""
+        yield from _round_fault(recipe, word, ("evaluate", "at"))
+
+
+def _has(recipe: Recipe, table: str, operation: str) -> bool:
+    return table in recipe.data and any(recipe.data[name].find(operation) for name in recipe.lineage(table))
+
+
+def _round_fault(recipe: Recipe, word: str, path: Path_) -> Iterator[Fault]:
+    """`table@round` needs a table that is iterated so often."""
+    name, at, number = word.partition("@")
+    if not at or name not in recipe.data:
+        return
+    operation = recipe.data[name].find("iterate")
+    rounds = getattr(operation.config, "rounds", 0) if operation else 0
+    if not number.isdigit() or not 1 <= int(number) <= rounds:
+        yield path, f"{name} has {rounds} rounds, and no {word}", "" if operation else "rounds come from `iterate`"
+
+
+def _unknown(name: str, known: Iterable[str], kind: str, path: Path_) -> Iterator[Fault]:
+    if name not in known:
+        yield path, f'unknown {kind} "{name}"', nearest(name, known)
+
+
+def reason(fault: Mapping[str, Any]) -> str:
+    """What pydantic says of a fault, in our words."""
+    if fault["type"] == "missing":
+        return "is needed and not there"
+    return str(fault["msg"]).removeprefix("Value error, ")
