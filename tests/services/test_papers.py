@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cuvee.chat import Chat
 from services.arms import Arm, expand, match
 from services.recipe import load
+from tests.tiny import tiny_tokenizer
 
 PAPERS = Path(__file__).parents[2] / "recipes" / "papers"
 ARMS = {
@@ -111,3 +113,25 @@ def test_whole_tuning_has_no_adapter() -> None:
     lora = arms["task=mbpp,policy=s3ft,tuned=low_rank"].document.train_for("sft").lora
     assert lora is not None
     assert (lora.r, lora.alpha, lora.dropout) == (8, 16, 0.1)
+
+
+@pytest.mark.parametrize("layout", ["vicuna", "tulu"])
+def test_layouts_for_base_models_can_be_proven(layout: str) -> None:
+    """The texts and the end tokens are found, and a prompt is a beginning of the conversation."""
+    tokenizer = tiny_tokenizer((PAPERS / "templates" / f"{layout}.jinja").read_text())
+    chat = Chat(tokenizer)
+    turns = [
+        {"role": "user", "content": "How many apples?"},
+        {"role": "assistant", "content": "Three apples."},
+        {"role": "user", "content": "And now?"},
+        {"role": "assistant", "content": "Four."},
+    ]
+    rendered = chat.render(turns)
+    answers = [int(i) for i, role in zip(rendered.ids, rendered.roles, strict=True) if role == 3]
+    assert [part.strip() for part in tokenizer.decode(answers).split(tokenizer.eos_token)] == [
+        "Three apples.",
+        "Four.",
+        "",
+    ]
+    prompt = chat.prompt_ids(turns[:3])
+    assert list(rendered.ids[: len(prompt)]) == list(prompt)
