@@ -57,6 +57,8 @@ class Rendered:
     """(T,) int16: index of the message, -1 for template tokens."""
     text: str
     notes: tuple[str, ...]
+    spans: np.ndarray
+    """(T, 2) int64: characters of the text, start and stop. Tokens that share a character have overlapping spans."""
 
 
 class Piece(NamedTuple):
@@ -206,7 +208,8 @@ class Chat:
                 answer[begin : stop[end]] = True
         turns = _owners(owner, answer, start, stop)
         codes = np.asarray([ROLE_NAMES.index(m["role"]) for m in messages] + [0], np.uint8)
-        return Rendered(ids, codes[turns], turns, str.__str__("".join((text,))), notes)
+        spans = np.stack([start, np.minimum(stop, len(text))], axis=1)
+        return Rendered(ids, codes[turns], turns, "".join((text,)), notes, spans)
 
     def _pieces(
         self, messages: Sequence[Mapping[str, Any]], *, generation: bool = False
