@@ -62,6 +62,8 @@ class ArmPlan:
     tables: dict[str, TableState] = field(default_factory=dict)
     stages: dict[str, StagePlan] = field(default_factory=dict)
     points: dict[str, Node] = field(default_factory=dict)
+    rounds: dict[str, TableState] = field(default_factory=dict)
+    trained: dict[str, Node] = field(default_factory=dict)
     measures: list[Measure] = field(default_factory=list)
     base: Node | None = None
 
@@ -126,6 +128,7 @@ class Builder:
         self.recipe, self.seeds, self.where = arm.document, arm.seeds, where
         self.plan = ArmPlan(arm)
         self.cache = where.store.scratch / "cache"
+        self.building: dict[str, TableState] = {}
 
     def build(self) -> ArmPlan:
         """Tables, stages, evaluations. A table that nothing uses is built too, so that its steps can be seen."""
@@ -191,9 +194,20 @@ class Builder:
             spec = self.recipe.data[name]
             state = self.origins(name)
             for operation in spec.do:
+                self.building[name] = state
                 state = self.operation(name, operation, state)
             self.plan.tables[name] = state
+            self.building.pop(name, None)
         return self.plan.tables[name]
+
+    def rows_of(self, name: str) -> TableState:
+        """A table, or `table@n`: the rows chosen up to that round."""
+        whole = self.table(name.partition("@")[0])
+        return self.plan.rounds[name] if "@" in name else whole
+
+    def empty_state(self, rows: Node) -> TableState:
+        """A table of which only the rows count."""
+        return TableState(rows)
 
     def origins(self, name: str) -> TableState:
         """What a table starts from: a source, another table, or several joined."""
@@ -306,37 +320,48 @@ class Builder:
         return state.then(node, scores=(*state.scores, *config.columns()))
 
     def do_select(self, label: str, config: Any, state: TableState) -> TableState:
-        from selection.clustering import ClusterConfig
-        from selection.methods import clusters_of, needs
+        state = self.ready_for(label.split(" · ")[0], config, state)
+        inputs = {"rows": state.rows}
+        if {"embedding", "cluster"} & self.needs(config, state):
+            assert state.vectors is not None
+            inputs["vectors"] = state.vectors
+        if "cluster" in self.needs(config, state):
+            assert state.clusters is not None
+            inputs["clusters"] = state.clusters
+        settings = config.model_dump(mode="json")
+        return state.then(self.node("select", label, settings, inputs, seed=self.seeds["sample"]))
 
-        wanted = needs(config)
-        table = label.split(" · ")[0]
+    def needs(self, config: Any, state: TableState) -> set[str]:
+        """What a selector must find beside the rows."""
+        from selection.methods import needs
+
+        return set(needs(config, state.scores))
+
+    def ready_for(self, table: str, config: Any, state: TableState) -> TableState:
+        """The state with what a selector needs: vectors, clusters, the column that it ranks by."""
+        from selection.clustering import ClusterConfig
+        from selection.methods import clusters_of
+
+        wanted = self.needs(config, state)
         if "cosine" in wanted and "cosine" not in state.scores:
             from selection.quality import ScoreConfig
 
             state = self.do_score(f"{table} · cosine", ScoreConfig.parse({"cosine": "cosine"}), state)
-        if "quality" in wanted and config.quality not in state.scores:
+        if "quality" in wanted and config.quality is not None and config.quality not in state.scores:
             known = ", ".join(state.scores) or "none"
             raise UserError(
-                f"{label}: no score named {config.quality!r} (known: {known})",
-                remedy=f"add {{score: {{…: {config.quality}}}}} before it",
+                f"{table}: no score named {config.quality!r} (known: {known})",
+                remedy=f"add {{score: {{{config.quality}: …}}}} before it",
             )
-        inputs = {"rows": state.rows}
-        if wanted & {"embedding", "cluster"}:
-            state = self.with_vectors(label, state)
-            assert state.vectors is not None
-            inputs["vectors"] = state.vectors
+        if {"embedding", "cluster"} & wanted:
+            state = self.with_vectors(table, state)
         if "cluster" in wanted and (state.clusters is None or config.clusters is not None):
-            # k may depend on the size of the pool, which is known only when the step runs.
-            if config.clusters is None:
-                state = self.rule_clusters(f"{table} · cluster", config, clusters_of.__name__, state)
-            else:
-                state = self.do_cluster(f"{table} · cluster", ClusterConfig(k=config.clusters), state)
-        if "cluster" in wanted:
-            assert state.clusters is not None
-            inputs["clusters"] = state.clusters
-        settings_ = config.model_dump(mode="json")
-        return state.then(self.node("select", label, settings_, inputs, seed=self.seeds["sample"]))
+            label = f"{table} · cluster"
+            if config.clusters is not None:
+                return self.do_cluster(label, ClusterConfig(k=config.clusters), state)
+            # k follows from the size of the pool, which is known only when the step runs.
+            return self.rule_clusters(label, config, clusters_of.__name__, state)
+        return state
 
     def rule_clusters(self, label: str, config: Any, rule: str, state: TableState) -> TableState:
         """Clusters whose number follows from the budget (`selection.methods.clusters_of`)."""
@@ -392,14 +417,23 @@ class Builder:
         recipe, spec = self.recipe, self.recipe.stages[name]
         settings = recipe.train_for(name)
         model = recipe.model_for(name)
-        tables = {table: self.table(table) for table in spec.mix}
+        tables = {table: self.rows_of(table) for table in spec.mix}
         tokens = {table: self.tokens(table, model, state.rows) for table, state in tables.items()}
         compose = self.compose(name, spec.mix, tables, tokens, settings, order=spec.order, minimum=spec.minimum)
         init = self.plan.stages[spec.init].train if spec.init in self.plan.stages else self.model(model)
         inputs = {"init": init, "plan": compose} | {f"tokens.{table}": node for table, node in tokens.items()}
         for table, node in self.validation(name, model).items():
             inputs[f"held.{table}"] = node
-        train = self.train(name, settings, recipe.objective_for(name), inputs, model, spec)
+        train = self.train(
+            f"{name} · train",
+            name,
+            settings,
+            recipe.objective_for(name),
+            inputs | self.span(name),
+            model,
+            optimiser=spec.optimiser if spec.init in self.plan.stages else "restart",
+            keep_state=any(s.init == name and s.optimiser == "keep" for s in recipe.stages.values()),
+        )
         self.plan.stages[name] = StagePlan(compose, train)
 
     def compose(
@@ -415,7 +449,7 @@ class Builder:
     ) -> Node:
         """The node of a stage's exact list; hold-outs of the whole recipe are excluded from it."""
         inputs = {f"tokens.{table}": node for table, node in tokens.items()}
-        held = {f"held.{node.key[-8:]}": node for state in self.all_tables() for node in state.held}
+        held = {f"held.{node.key[-8:]}": node for node in self.all_held()}
         if held:
             inputs |= held | {f"rows.{table}": state.rows for table, state in tables.items()}
         config = {
@@ -437,8 +471,18 @@ class Builder:
             return held[0]
         return self.node("merge", f"{table} · held out", {"part": "held"}, {f"rows.{i}": n for i, n in enumerate(held)})
 
-    def all_tables(self) -> list[TableState]:
-        return [self.table(name) for name in self.recipe.data]
+    def all_held(self) -> list[Node]:
+        """The hold-outs of all tables.
+
+        A selection in rounds trains while its table is being built: of that table those made so far count, and tables
+        that are made from it hold out nothing that it could know.
+        """
+        states = [
+            self.building[name] if name in self.building else self.table(name)
+            for name in self.recipe.data
+            if name in self.building or not self.building.keys() & {*self.recipe.lineage(name)}
+        ]
+        return list(dict.fromkeys(node for state in states for node in state.held))
 
     def validation(self, stage: str, model: str) -> dict[str, Node]:
         """Held-out rows of the stage's tables, rendered: their loss is followed during training if the recipe asks."""
@@ -446,27 +490,35 @@ class Builder:
             return {}
         found: dict[str, Node] = {}
         for table in self.recipe.stages[stage].mix:
-            for node in self.table(table).held:
+            for node in self.rows_of(table).held:
                 name = node.label.split(" · ")[0]
                 found[name] = self.tokens(f"{name} (held out)", model, node, "held")
         return found
 
     def train(
-        self, stage: str, settings: Any, objective: Any, inputs: Mapping[str, Node], model: str, spec: Any
+        self,
+        label: str,
+        stage: str,
+        settings: Any,
+        objective: Any,
+        inputs: Mapping[str, Node],
+        model: str,
+        *,
+        optimiser: str = "restart",
+        keep_state: bool = False,
     ) -> Node:
         """The node of a training."""
         config = {
             "stage": stage,
             "train": settings.model_copy(update={"precision": self.precision(settings)}).key(),
             "objective": objective.model_dump(mode="json"),
-            "optimiser": spec.optimiser if spec.init in self.plan.stages else "restart",
-            "keep_state": any(s.init == stage and s.optimiser == "keep" for s in self.recipe.stages.values()),
+            "optimiser": optimiser,
+            "keep_state": keep_state,
             "chat": self.chat(model),
         }
-        links = dict(inputs) | self.span(stage)
         saving = settings.model_dump(mode="json", include={"checkpoint_every", "checkpoint_minutes", "keep"})
         execution = {"saving": saving, "execution": self.execution(model), "recipe": self.recipe.name}
-        return self.node("train", f"{stage} · train", config, links, seed=self.seeds["init"], execution=execution)
+        return self.node("train", label, config, inputs, seed=self.seeds["init"], execution=execution)
 
     def precision(self, settings: Any) -> str:
         """`auto` as it is on the machines of this run: an `auto` in a key would name two results."""
@@ -506,7 +558,7 @@ class Builder:
         if stage in self.plan.stages:
             return self.plan.stages[stage].compose
         spec = self.recipe.stages[stage]
-        tables = {table: self.table(table) for table in spec.mix}
+        tables = {table: self.rows_of(table) for table in spec.mix}
         tokens = {t: self.tokens(t, self.recipe.model_for(stage), state.rows) for t, state in tables.items()}
         settings = self.recipe.train_for(stage)
         return self.compose(stage, spec.mix, tables, tokens, settings, order=spec.order, minimum=spec.minimum)
@@ -534,8 +586,5 @@ class Builder:
                     remedy="split the stage, or measure at its end",
                 )
             return self.plan.stages[point.name].train
-        state = self.table(f"{point.name}")
-        models_ = [
-            n for n in state.nodes if n.step == "train" and n.label.startswith(f"{point.name} · round {point.number}")
-        ]
-        return models_[-1] if models_ else None
+        self.table(point.name)
+        return self.plan.trained.get(point.label)

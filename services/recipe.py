@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,6 +50,10 @@ class Train(TrainConfig):
     model: str = Field(default="", description="a name in `models`; may be left out when there is one")
     objective: ObjectiveOf = Field(default=None, description="of stages that have none of their own; sft if absent")
     neftune: float | None = Field(default=None, ge=0, description="noise of every stage whose objective sets none")
+
+    def plain(self) -> TrainConfig:
+        """The training settings alone."""
+        return TrainConfig.model_validate(self.model_dump(include={*TrainConfig.model_fields}))
 
 
 class Stage(Config):
@@ -145,25 +149,34 @@ class Recipe(Config):
 
     def train_for(self, stage: str) -> TrainConfig:
         """The settings of a stage: `train`, then the stage's own."""
-        return TrainConfig.model_validate(self._settings(stage).model_dump(include={*TrainConfig.model_fields}))
+        return self._settings(stage).plain()
 
     def model_for(self, stage: str = "") -> str:
         """The name of the model that is trained (in `stage`), and measured as base."""
         return (self._settings(stage) if stage else self.train).model or next(iter(self.models))
 
-    def _settings(self, stage: str) -> Train:
-        own = self.stages[stage]
-        epochs = {} if own.epochs is None else {"epochs": own.epochs}
+    def train_with(self, own: Mapping[str, Any]) -> Train:
+        """`train` with some settings replaced; maps merge."""
         settings: dict[str, Any] = self.train.model_dump(exclude_unset=True)
-        for key, value in {**own.train, **epochs}.items():
+        for key, value in own.items():
             old = settings.get(key)
             settings[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
         return Train.model_validate(settings)
 
+    def _settings(self, stage: str) -> Train:
+        own = self.stages[stage]
+        return self.train_with({**own.train, **({} if own.epochs is None else {"epochs": own.epochs})})
+
     def objective_for(self, stage: str) -> Objective:
         """The stage's Objective; names of tables in `by_source` are replaced by the sources of these tables."""
-        settings = self._settings(stage)
-        objective = self.stages[stage].objective or settings.objective or Objective.parse("sft")
+        return self._objective(self._settings(stage), self.stages[stage].objective)
+
+    def default_objective(self) -> Objective:
+        """The Objective of trainings that belong to no stage: rounds of a selection."""
+        return self._objective(self.train, None)
+
+    def _objective(self, settings: Train, own: Objective | None) -> Objective:
+        objective = own or settings.objective or Objective.parse("sft")
         if settings.neftune is not None and "neftune" not in objective.model_fields_set:
             objective = objective.model_copy(update={"neftune": settings.neftune})
         named = {

@@ -159,14 +159,13 @@ def last_point(arm: ArmPlan) -> str:
 def contrasts(plan: Plan, store: Store) -> list[dict[str, Any]]:
     """The declared comparisons: a minus b, seed by seed, with a paired t and Holm's p over all of them."""
     from evaluation.statistics import holm, paired_t
-    from services.arms import match
+    from services.arms import pairs as pairs_of
 
     arms = [arm.arm for arm in plan.arms]
     by_arm = {arm.arm.name: arm for arm in plan.arms}
     found = []
     for contrast in plan.recipe.contrasts:
-        sides = [match(side, arms) for side in (contrast.a, contrast.b)]
-        pairs = [(a, b) for a in sides[0] for b in sides[1] if a.seed == b.seed]
+        pairs = pairs_of(contrast, arms)
         values = [
             tuple(metric_of(by_arm[arm.name], contrast.metric, contrast.at, store) for arm in pair) for pair in pairs
         ]
@@ -194,7 +193,7 @@ def contrasts(plan: Plan, store: Store) -> list[dict[str, Any]]:
 def verdict(contrast: Contrast, record: Mapping[str, Any]) -> str:
     """In words: whether what was expected came out."""
     if "mean" not in record:
-        return "no data"
+        return "not measured"
     mean, low, high = record["mean"], record["low"], record["high"]
     if math.isnan(low):
         direction = "less" if mean < 0 else "greater" if mean > 0 else "no difference"

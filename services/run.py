@@ -99,6 +99,8 @@ def run(request: Request, terminal: Terminal, log: Path) -> Result:
         store.save_run(name, manifest)
         write_report(store, name)
         tracker.results(found, folder)
+    if tracker.notice:
+        terminal.err.print(tracker.notice, markup=False)
     return result
 
 

@@ -17,6 +17,7 @@ from cuvee.protocols import Judge
 
 if TYPE_CHECKING:
     from services.inference import Engine
+    from services.reward import Reward
     from services.steps.base import Context
     from services.store import Store
 
@@ -99,6 +100,18 @@ class Runtime:
             folder = model_folder(context.inputs[f"judge.{name}"])
             generate[name] = self.engine(folder, chats[name], engines.get(name, {})).generate
         return judges.build(config, generate=generate)
+
+    def reward_for(self, context: Context, name: str) -> Reward:
+        """The reward model that the step has as input `name`, on a worker of its own."""
+        from services import cluster
+        from services.reward import reward
+        from services.steps.model import model_folder
+
+        self.ray()
+        self.release_engines()
+        need = cluster.resources("embed")
+        folder = model_folder(context.inputs[name])
+        return reward(folder, context.config["chat"], cpus=need.cpus, gpus=need.gpus, env=self.environment())
 
     # Resources
 

@@ -1,6 +1,6 @@
 """One function a step. Importing this package registers all of them; the science is imported when a step runs."""
 
-from services.steps import compose, data, evaluate, model, respond, select, train
+from services.steps import compose, data, evaluate, iterate, model, respond, select, train
 from services.steps.base import STEPS, Context, Step, get, source_digest
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "data",
     "evaluate",
     "get",
+    "iterate",
     "model",
     "respond",
     "select",

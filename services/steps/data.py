@@ -50,7 +50,17 @@ def finish(context: Context, kept: pa.Table, removed: pa.Table | None = None, **
     return {**sizes(kept), **more}
 
 
-@step("load", "1", "services.sources", "services.pools", "selection.pool", "cuvee.rows", draws=False)
+@step(
+    "load",
+    "1",
+    "services.sources",
+    "services.readers",
+    "services.places",
+    "services.pools",
+    "services.wordproblems",
+    "selection.pool",
+    "cuvee.rows",
+)
 def load(context: Context) -> dict[str, Any]:
     """A source as a table; rows that cannot be used go to `rejected.jsonl` with file, line and reason."""
     from services.sources import Source, open_source
@@ -78,7 +88,7 @@ def merge(context: Context) -> dict[str, Any]:
     return finish(context, joined.filter(pa.array(keep)), twice=keep.count(False))
 
 
-@step("holdout", "1", "selection.holdout", "cuvee.rows")
+@step("holdout", "1", "selection.holdout", "selection.near", "selection.hygiene", "cuvee.rows")
 def holdout(context: Context) -> dict[str, Any]:
     """Rows split by their prompt: `rows/` goes on, `held/` is never trained on."""
     from selection.holdout import HoldoutConfig
@@ -90,7 +100,7 @@ def holdout(context: Context) -> dict[str, Any]:
     return finish(context, kept, held=held.num_rows)
 
 
-@step("dedup", "1", "selection.dedup", "cuvee.rows")
+@step("dedup", "1", "selection.dedup", "selection.near", "selection.hygiene", "cuvee.rows")
 def dedup(context: Context) -> dict[str, Any]:
     """Duplicates removed: exact, near, semantic, each counted."""
     from selection.dedup import DedupConfig
@@ -103,7 +113,7 @@ def dedup(context: Context) -> dict[str, Any]:
     return finish(context, kept, removed)
 
 
-@step("filter", "1", "selection.bounds")
+@step("filter", "1", "selection.bounds", "selection.hygiene")
 def bounds(context: Context) -> dict[str, Any]:
     """Rows inside length and language bounds."""
     from selection.bounds import BoundsConfig
@@ -113,7 +123,7 @@ def bounds(context: Context) -> dict[str, Any]:
     return finish(context, kept, removed)
 
 
-@step("decontaminate", "1", "selection.decontaminate")
+@step("decontaminate", "1", "selection.decontaminate", "selection.hygiene")
 def decontaminate(context: Context) -> dict[str, Any]:
     """Rows that share spans with the named tables or tasks, removed and kept with the span that matched."""
     from selection.decontaminate import DecontaminateConfig
@@ -121,8 +131,11 @@ def decontaminate(context: Context) -> dict[str, Any]:
 
     config = DecontaminateConfig.model_validate(context.config["options"])
     against = {name: _texts(name, context) for name in context.config["against"]}
-    kept, flagged = clean(rows.read(context.inputs["rows"] / "rows"), against, config)
-    return finish(context, kept, flagged)
+    table = rows.read(context.inputs["rows"] / "rows")
+    kept, flagged = clean(table, against, config)
+    info = finish(context, kept, flagged)
+    # A row may be flagged by several names, or only be reported.
+    return {**info, "removed": table.num_rows - kept.num_rows, "flagged": flagged.num_rows}
 
 
 def _texts(name: str, context: Context) -> list[str]:
@@ -136,7 +149,7 @@ def _texts(name: str, context: Context) -> list[str]:
     return [" ".join((item.question, item.answer, *item.references, *item.contexts[:1])) for item in items]
 
 
-@step("tag", "1", "selection.tagging")
+@step("tag", "1", "selection.tagging", "selection.hygiene")
 def tag(context: Context) -> dict[str, Any]:
     """Tags as columns; rows with an unwanted tag removed."""
     from selection.tagging import TagConfig
