@@ -19,7 +19,10 @@ _PLAIN = (
     r"\d{1,3}(?:\.\d{3})+,\d{1,2}(?![\d,])|\d+,\d{1,2}(?![\d,])"  # decimal comma: 1.234,56 and 12,50
     rf"|(?:\d{{1,3}}(?:{_GROUP}\d{{3}})+(?!\d)|\d{{1,2}}(?:,\d{{2}})+,\d{{3}}(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 )
-_FRAC = r"\\[dt]?frac\s*(?:\{\s*([-+]?[\d.,]+)\s*\}\s*\{\s*([\d.,]+)\s*\}|(\d)(\d))"
+_FRAC = (
+    r"\\[dt]?frac\s*(?:\{\s*(?P<over>[-+]?\d[\d.,]*)\s*\}\s*\{\s*(?P<under>\d[\d.,]*)\s*\}"
+    r"|(?P<over1>\d)(?P<under1>\d))"
+)
 NUMBER = re.compile(
     r"(?P<sign>(?<![\w)\]}])[-+–])?"
     r"(?P<money>US\$|\\?\$|[€£¥₹]|(?:USD|EUR|GBP)\s)?\s?"
@@ -119,8 +122,8 @@ def _number(match: re.Match[str]) -> Number | None:
         whole, _, part = text.partition(".")
         decimals, digits = len(part), len((whole + part).lstrip("0")) or 1
     else:
-        top = match["top"] or match[4] or match[6]
-        bottom = match["bottom"] or match[5] or match[7]
+        top = match["top"] or match["over"] or match["over1"]
+        bottom = match["bottom"] or match["under"] or match["under1"]
         top, bottom = top.replace(",", ""), bottom.replace(",", "")
         try:
             value, decimals, digits = Fraction(top) / Fraction(bottom), None, 99
@@ -166,7 +169,9 @@ def same(a: Number, b: Number, *, relative: float, rounded: bool) -> tuple[bool,
     for index, (x, y) in enumerate(pairs):
         if x == y:
             return True, "equal"
-        if (a.decimals != 0 or b.decimals != 0) and abs(x - y) <= Fraction(relative) * max(abs(x), abs(y)):
+        if x.denominator == y.denominator == 1:
+            continue
+        if abs(x - y) <= Fraction(relative) * max(abs(x), abs(y)):
             return True, f"equal within {relative:g}"
         if rounded and _rounds(x, y, a, b, shift=2 if index else 0):
             return True, "equal after rounding to the places shown"

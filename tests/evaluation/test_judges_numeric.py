@@ -1,0 +1,127 @@
+"""The numeric judge against hand-labelled pairs, worked cases and properties."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cuvee import rows
+from cuvee.errors import RecipeError
+from cuvee.protocols import Case, Label, Verdict
+from evaluation.judges import JudgeConfig, build, fits
+from evaluation.judges.calibrate import calibrate, kappa
+from evaluation.judges.numbers import find, fold
+
+PAIRS = [json.loads(line) for line in (Path(__file__).parent / "data/numeric_pairs.jsonl").read_text().splitlines()]
+
+
+def judge(*pairs: tuple[str, str], **settings: object) -> list[Verdict]:
+    cases = [Case(str(i), "", prediction, (reference,)) for i, (prediction, reference) in enumerate(pairs)]
+    return build(JudgeConfig.parse({"numeric": settings}))(cases)
+
+
+def test_it_agrees_with_the_hand_labelled_pairs() -> None:
+    assert len(PAIRS) >= 200
+    verdicts = judge(*((row["prediction"], row["reference"]) for row in PAIRS))
+    wrong = [(row, verdict) for row, verdict in zip(PAIRS, verdicts, strict=True) if verdict.label != row["label"]]
+    assert wrong == []
+    assert min(Counter(row["label"] for row in PAIRS).values()) >= 5
+
+
+def test_rules_apply_in_their_order() -> None:
+    text = "The answer is 1.\n#### 2\n\\boxed{3}\n4"
+    assert judge((text, "1"))[0].label == Label.EQUIVALENT
+    for rules, gold in ((["hash", "sentence"], "2"), (["boxed"], "3"), (["last"], "4")):
+        assert judge((text, gold), rules=rules)[0].label == Label.EQUIVALENT
+    assert judge(("8 is it", "8"), rules=["sentence"])[0].label == Label.DIFFERENT  # the form was required
+    assert judge(("Resultat: 8; Probe 9", "8"), pattern=r"Resultat:\s*([\d.]+)")[0].label == Label.EQUIVALENT
+    with pytest.raises(RecipeError, match="one group"):
+        JudgeConfig.parse({"numeric": {"pattern": "a"}})
+
+
+def test_tolerance_is_the_recipes() -> None:
+    assert judge(("9.81", "9.8"), relative=0.01)[0].label == Label.EQUIVALENT
+    assert judge(("9.81", "9.8"))[0].label == Label.DIFFERENT
+    assert judge(("33.333", "33.33"), rounded=False)[0].label == Label.DIFFERENT
+
+
+def test_any_of_several_golds_is_enough() -> None:
+    numeric = build(JudgeConfig.parse("numeric"))
+    assert numeric([Case("a", "", "7", ("8", "7"))])[0].label == Label.EQUIVALENT
+    assert numeric([Case("a", "", "x+1", ("1+x", "7"))])[0].label == Label.EQUIVALENT
+    assert numeric([Case("a", "", "7", ())])[0].label == Label.UNSURE
+
+
+def test_what_math_verify_cannot_finish_is_unsure() -> None:
+    slow = "\\boxed{" + "+".join(f"x^{{{i}}}" for i in range(2, 40)) + "=" + "(1+x)^{{{2000}}}!}"
+    verdict = judge((slow, "\\boxed{\\sin(x)^{100000}+\\cos(y)^{100000}}"), limit_s=0.01)[0]
+    assert verdict.label == Label.UNSURE
+    assert judge(("\\sqrt{2}", "\\sqrt{3}"), symbolic=False)[0].label == Label.UNSURE
+
+
+def test_a_source_without_numbers_does_not_fit() -> None:
+    def table(answer: str) -> object:
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
+        return rows.make_table("s", [{"messages": turns}])
+
+    config = JudgeConfig.parse("numeric")
+    assert fits(config, table("#### 5")) is None  # type: ignore[arg-type]
+    assert "needs numbers" in str(fits(config, table("a poem")))  # type: ignore[arg-type]
+    assert "needs references" in str(fits(config, {"tests"}))
+    assert fits(config, {"references"}) is None
+
+
+@given(st.integers(-(10**12), 10**12))
+def test_forms_of_one_number_are_equivalent(n: int) -> None:
+    forms = [f"{n}", f"{n:,}", f"{n}.0", f"The answer is {n:,}.", f"\\boxed{{{n}}}", f"so\n#### {n}", f"{n / 1:.2f}"]
+    assert {v.label for v in judge(*((form, str(n)) for form in forms))} == {Label.EQUIVALENT}
+    assert {v.label for v in judge(*((form, str(n + 1)) for form in forms))} == {Label.DIFFERENT}
+
+
+@given(st.fractions(min_value=-1000, max_value=1000, max_denominator=500))
+def test_fractions_are_read_exactly(value: Fraction) -> None:
+    for text in (f"{value.numerator}/{value.denominator}", f"\\frac{{{value.numerator}}}{{{value.denominator}}}"):
+        assert find(text)[0][0].value == value
+
+
+@given(st.text(max_size=80), st.text(max_size=40))
+@settings(max_examples=300)
+def test_no_text_raises(prediction: str, reference: str) -> None:
+    (verdict,) = judge((prediction, reference), symbolic=False)
+    assert verdict.label in Label
+    assert verdict.reason
+
+
+@given(st.text(alphabet="0123456789.,/$%€-+^{}\\frac boxedx10kM½², ", max_size=40))
+@settings(max_examples=500)
+def test_no_number_like_text_raises(text: str) -> None:
+    find(fold(text))
+    judge((text, text), symbolic=False)
+
+
+def test_calibration_counts_what_costs_differently() -> None:
+    cases = [
+        Case(str(i), "", p, (r,))
+        for i, (p, r) in enumerate([("1", "1"), ("2", "1"), ("1", "1"), ("3 or 4", ""), ("5", "5")])
+    ]
+    found, verdicts = calibrate(build(JudgeConfig.parse("numeric")), cases, [True, False, False, True, True])
+    assert [v.label for v in verdicts][3] == Label.UNSURE
+    assert (found.rows, found.decided, found.false_accepts, found.false_rejects) == (5, 4, 1, 0)
+    assert found.accuracy == 0.75
+    assert found.accuracy_all == 0.6
+    # By hand: agreed 3/4; judge says yes 3/4, people 2/4; chance 3/8 + 1/8 = 1/2; (3/4 - 1/2) / (1 - 1/2) = 1/2.
+    assert found.kappa == pytest.approx(0.5)
+
+
+def test_kappa_against_scikit_learn() -> None:
+    from sklearn.metrics import cohen_kappa_score
+
+    pairs = [(i % 3 == 0, i % 5 < 2) for i in range(60)]
+    assert kappa(pairs) == pytest.approx(cohen_kappa_score([a for a, _ in pairs], [b for _, b in pairs]))
+    assert kappa([(True, True)]) == 1.0
