@@ -21,13 +21,15 @@ VERSION = "1"
 _OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\)?\s+(.+?)\s*$", re.MULTILINE)
 _EDGE = " \t\n*_`\"'$"
 _LETTER = r"(?:\\text\{)?[*_`\"'$]*[\(\[]?[*_`]*([A-Z])(?![\w'’])[*_`]*[\)\]]?"
+# A letter before a word in small letters is an article or a name, unless another option follows.
+_NO_WORD = r"(?!\s+(?!(?:or|and)\s+[(*]*[A-Z]\b)[a-z])"
 _PLACES = (
     re.compile(
         r"(?i:answer|option|choice)(?:\s+(?i:is|would be|must be))?\s*:?\s*(?i:option\s*|choice\s*)?"
-        rf"{_LETTER}(?!\s+[a-z])"
+        rf"{_LETTER}{_NO_WORD}"
     ),
     re.compile(rf"\\boxed\s*\{{\s*{_LETTER}"),
-    re.compile(r"^[*_`\"'$(\[]*([A-Z])[*_`\"'$)\]]*(?:[.:)]|$)", re.MULTILINE),
+    re.compile(r"^[*_`\"'$(\[]*([A-Z])[*_`\"'$)\]]*(?:[.:)]|$|(?=\s+(?:or|and)\s+[A-Z]\b))", re.MULTILINE),
     re.compile(r"\(([A-Z])\)"),
 )
 
@@ -62,7 +64,7 @@ def letters_of(text: str, options: Mapping[str, str], *, texts: bool) -> tuple[s
         found = [match for match in place.finditer(text) if match[1] in options]
         if found:
             rest = text[found[-1].end() :]
-            other = re.match(rf"\s*(?:,|and|or|/|&)+\s*{_LETTER}(?!\s+[a-z])", rest)
+            other = re.match(rf"\s*(?:,|and|or|/|&)+\s*{_LETTER}{_NO_WORD}", rest)
             also = {other[1]} if other and other[1] in options else set()
             return {found[-1][1]} | also, f"the letter in {found[-1][0].strip()[:60]!r}"
     if texts:
