@@ -91,18 +91,23 @@ def get(name: str) -> Step:
 def source_digest(item: Step) -> str:
     """A digest of the code that decides a step's result; comments, docstrings and layout do not count.
 
-    Of the step's own module only its function counts, since a file holds several steps.
+    Of the step's own module only its function counts, since a file holds several steps; of a package all its files.
     """
-    parts = [_code(ast.parse(_source(item.sources[0])), item.run.__name__)]
-    parts += [_code(ast.parse(_source(module))) for module in sorted(item.sources[1:])]
+    parts = [_code(ast.parse(_files(item.sources[0])[0].read_text()), item.run.__name__)]
+    for module in sorted(item.sources[1:]):
+        for path in _files(module):
+            parts.append(_code(ast.parse(path.read_text())) if path.suffix == ".py" else path.read_text())
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()
 
 
-def _source(module: str) -> str:
+def _files(module: str) -> list[Path]:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ValueError(f"no source for {module}")
-    return Path(spec.origin).read_text()
+    origin = Path(spec.origin)
+    if origin.name != "__init__.py":
+        return [origin]
+    return sorted(p for p in origin.parent.rglob("*") if p.suffix in (".py", ".jinja", ".yaml"))
 
 
 def _code(tree: ast.Module, function: str = "") -> str:
