@@ -26,7 +26,8 @@ import pyarrow as pa
 
 from cuvee.errors import DataError
 from cuvee.rng import stream
-from selection.clustering import ClusterConfig, Labels, cluster, distinct, single_threaded_blas
+from selection.assign import Labels, single_threaded_blas
+from selection.clustering import ClusterConfig, cluster, distinct
 from selection.vectors import Floats, Vectors
 
 POOL = 262_144

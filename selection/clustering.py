@@ -4,10 +4,8 @@ Full Lloyd, as in Diversify and Conquer (arXiv 2409.11378, section 2.1), and not
 chunk it is as fast as the reading, and it has no learning rate. Seeds are random rows: at 512 clusters k-means++ costs
 twenty times the iterations that follow and ends at the same inertia (`seeding: k-means++` runs it on a sample).
 
-The same bits come out for any number of threads, workers, part files and any row order: chunks have `CHUNK` rows in id
-order, each chunk is one thread's work with a single-threaded BLAS (which is also faster than threads inside BLAS), its
-sums are float64, sums of chunks are added in chunk order within a group and groups in group order. This holds on one
-kind of processor; another kind may round a near tie differently.
+The result is the same for any number of threads, workers, part files and any row order (see `assign`). This holds on
+one kind of processor; another kind may round a near tie differently.
 
 A pass holds one chunk a thread, the sums, and for each row a label and a distance: 8 bytes, where a vector of 384 has
 1,536.
@@ -17,12 +15,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,17 +28,8 @@ from pydantic import Field
 
 from cuvee.config import Config
 from cuvee.errors import DataError, UserError
-from selection.vectors import CHUNK, Floats, Vectors
-
-GROUP = 16 * CHUNK
-"""Rows of one worker's task. Fixed, like `CHUNK`: sums are made per group."""
-TILE = 512
-"""Rows of one matrix product: its distances to 1,024 centres stay in the cache."""
-
-Labels = npt.NDArray[np.int32]
-Reals = npt.NDArray[np.float64]
-T = TypeVar("T")
-S = TypeVar("S")
+from selection.assign import Labels, Passes, Step, check_finite, single_threaded_blas
+from selection.vectors import Floats, Vectors
 
 
 class ClusterConfig(Config):
@@ -118,7 +105,7 @@ def cluster(
         raise UserError(f"{k} clusters")
     if k > len(vectors):
         raise DataError(f"{k} clusters of {len(vectors)} rows", field="clusters", remedy="lower clusters")
-    passes = _Passes(vectors, threads or len(os.sched_getaffinity(0)), workers, device)
+    passes = Passes(vectors, threads or len(os.sched_getaffinity(0)), workers, device)
     with single_threaded_blas():
         runs = (_lloyd(vectors, k, rng, config, passes, progress) for _ in range(config.restarts))
         return min(runs, key=lambda run: run.inertia)
@@ -129,7 +116,7 @@ def _lloyd(
     k: int,
     rng: np.random.Generator,
     config: ClusterConfig,
-    passes: _Passes,
+    passes: Passes,
     progress: Callable[[int, float], None] | None,
 ) -> Clustering:
     centres = seeds(vectors, k, rng, config.seeding)
@@ -163,7 +150,7 @@ def seeds(vectors: Vectors, k: int, rng: np.random.Generator, seeding: str = "ra
     else:
         rows = vectors.take(np.sort(rng.choice(len(vectors), k, replace=False)))
     if not np.isfinite(rows).all():
-        _check_finite(vectors)
+        check_finite(vectors)
     if len(np.unique(rows, axis=0)) == k:
         return np.ascontiguousarray(rows, dtype=np.float32)
     # Duplicates among the rows drawn: draw from the first of each kind instead.
@@ -191,17 +178,7 @@ def distinct(vectors: Vectors) -> npt.NDArray[np.int64]:
     return np.sort(np.unique(hashes, return_index=True)[1]).astype(np.int64)
 
 
-def _check_finite(vectors: Vectors) -> None:
-    for start, block in vectors.blocks():
-        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
-        if len(bad):
-            name = vectors.ids[start + int(bad[0])].as_py()
-            raise DataError(
-                f"the vector of row {name} is not finite", path=str(vectors.folder or ""), field="embedding"
-            )
-
-
-def _reseed(vectors: Vectors, centres: Floats, step: _Step, empty: npt.NDArray[np.int64]) -> None:
+def _reseed(vectors: Vectors, centres: Floats, step: Step, empty: npt.NDArray[np.int64]) -> None:
     """Give each empty cluster the farthest row that is left, and take the row out of the sums of its old cluster."""
     many = min(len(vectors), 4 * len(empty) + 64)
     far = np.argpartition(-step.squares, many - 1)[:many]
@@ -219,152 +196,3 @@ def _reseed(vectors: Vectors, centres: Floats, step: _Step, empty: npt.NDArray[n
             step.sums[old] -= row
             step.counts[old] -= 1
             step.sums[new], step.counts[new] = row, 1
-
-
-# passes
-
-
-@dataclass
-class _Step:
-    """One pass over rows: labels and squared distances (rows,), sums (k, d), counts (k,), inertia."""
-
-    labels: Labels
-    squares: Floats
-    sums: Reals
-    counts: npt.NDArray[np.int64]
-    inertia: float
-
-
-class _Passes:
-    """Assigns every row to its nearest centre, on threads here or on Ray workers, with the same bits."""
-
-    def __init__(self, vectors: Vectors, threads: int, workers: int, device: str) -> None:
-        if workers and vectors.folder is None:
-            raise UserError("workers need vectors in a folder", remedy="write them with write_vectors")
-        self.vectors, self.threads, self.workers, self.device = vectors, threads, workers, device
-
-    def __call__(self, centres: Floats, exact: bool = False) -> _Step:
-        if not np.isfinite(centres).all():
-            _check_finite(self.vectors)
-        n = len(self.vectors)
-        groups = self._on_workers(centres, exact) if self.workers else self._on_threads(centres, exact)
-        step = _join(groups, n, centres.shape)
-        if not np.isfinite(step.inertia):
-            _check_finite(self.vectors)
-        return step
-
-    def _on_threads(self, centres: Floats, exact: bool) -> Iterator[_Step]:
-        with ThreadPoolExecutor(self.threads) as pool:
-            chunks = _ahead(
-                self.vectors.blocks(),
-                lambda item: pool.submit(_assign, item[1], centres, exact, self.device),
-                2 * self.threads,
-            )
-            steps = (future.result() for future in chunks)
-            for start in range(0, len(self.vectors), GROUP):
-                rows = min(GROUP, len(self.vectors) - start)
-                yield _join(islice(steps, -(-rows // CHUNK)), rows, centres.shape)
-
-    def _on_workers(self, centres: Floats, exact: bool) -> Iterator[_Step]:
-        import ray
-
-        gpus = 1 if self.device == "cuda" else 0
-        task = ray.remote(num_cpus=1, num_gpus=gpus)(assign_group)
-        handle = ray.put(centres)
-        folder = str(self.vectors.folder)
-        refs = _ahead(
-            iter(range(0, len(self.vectors), GROUP)),
-            lambda start: task.remote(folder, start, handle, exact, self.device),
-            self.workers,
-        )
-        for ref in refs:
-            yield ray.get(ref)
-
-
-def assign_group(folder: str, start: int, centres: Floats, exact: bool, device: str) -> _Step:
-    """A worker's task: the pass over the `GROUP` rows from `start`."""
-    vectors = Vectors.open(Path(folder))
-    stop = min(start + GROUP, len(vectors))
-    with single_threaded_blas():
-        steps = (_assign(block, centres, exact, device) for _, block in vectors.blocks(start, stop))
-        return _join(steps, stop - start, centres.shape)
-
-
-def _join(steps: Iterable[_Step], rows: int, shape: tuple[int, ...]) -> _Step:
-    """Consecutive steps as one; sums are added in the order given."""
-    whole = _Step(
-        np.empty(rows, dtype=np.int32), np.empty(rows, dtype=np.float32), np.zeros(shape), np.zeros(shape[0], int), 0.0
-    )
-    at = 0
-    for step in steps:
-        end = at + len(step.labels)
-        whole.labels[at:end], whole.squares[at:end] = step.labels, step.squares
-        whole.sums += step.sums
-        whole.counts += step.counts
-        whole.inertia += step.inertia
-        at = end
-    return whole
-
-
-def _ahead(items: Iterator[S], start: Callable[[S], T], many: int) -> Iterator[T]:
-    """What `start` returns for each item, in order, with up to `many` started before the first is taken."""
-    waiting: list[T] = [start(item) for item in islice(items, many)]
-    while waiting:
-        yield waiting.pop(0)
-        waiting += [start(item) for item in islice(items, 1)]
-
-
-def _assign(block: Floats, centres: Floats, exact: bool, device: str) -> _Step:
-    """The pass over one chunk. `exact`: distances from differences, not from the expanded square."""
-    from scipy.sparse import csc_array
-
-    k = len(centres)
-    half = (centres.astype(np.float64) ** 2).sum(axis=1).astype(np.float32) / 2
-    nearest = _nearest_cpu if device == "cpu" else _nearest_torch
-    labels, best = nearest(block, centres, half, device)
-    if exact:
-        squares = np.concatenate([_squares(block[i : i + TILE] - centres[labels[i : i + TILE]]) for i in _tiles(block)])
-    else:
-        squares = np.maximum(_squares(block) - 2 * best, 0)
-    sums = np.zeros(centres.shape)
-    for i in _tiles(block):
-        tile = block[i : i + TILE].astype(np.float64)
-        ones = (np.ones(len(tile)), labels[i : i + TILE], np.arange(len(tile) + 1))
-        sums += csc_array(ones, shape=(k, len(tile))) @ tile
-    return _Step(labels, squares, sums, np.bincount(labels, minlength=k), float(squares.sum(dtype=np.float64)))
-
-
-def _nearest_cpu(block: Floats, centres: Floats, half: Floats, device: str) -> tuple[Labels, Floats]:
-    """argmax of x.c - |c|^2 / 2, which is the nearest centre, and its value. Ties go to the lower number."""
-    labels, best = np.empty(len(block), dtype=np.int32), np.empty(len(block), dtype=np.float32)
-    scores = np.empty((TILE, len(centres)), dtype=np.float32)
-    for i in _tiles(block):
-        tile = block[i : i + TILE]
-        here = np.matmul(tile, centres.T, out=scores[: len(tile)])
-        here -= half
-        labels[i : i + TILE] = here.argmax(axis=1)
-        best[i : i + TILE] = here[np.arange(len(tile)), labels[i : i + TILE]]
-    return labels, best
-
-
-def _nearest_torch(block: Floats, centres: Floats, half: Floats, device: str) -> tuple[Labels, Floats]:
-    import torch
-
-    rows, middle = torch.tensor(block, device=device), torch.tensor(centres, device=device)
-    best, labels = (rows @ middle.T - torch.tensor(half, device=device)).max(dim=1)
-    return labels.to(torch.int32).cpu().numpy(), best.cpu().numpy()
-
-
-def _tiles(block: Floats) -> range:
-    return range(0, len(block), TILE)
-
-
-def _squares(rows: Floats) -> Floats:
-    return np.einsum("ij,ij->i", rows, rows)
-
-
-def single_threaded_blas() -> Any:
-    """Context manager: threads are ours, over chunks, so that a product has the same bits on any number of them."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(limits=1, user_api="blas")

@@ -106,8 +106,11 @@ def _hash(chunk: pa.Array, seed: int) -> npt.NDArray[np.uint64]:
     data = np.frombuffer(data_buffer, dtype=np.uint8) if data_buffer else np.zeros(0, dtype=np.uint8)
     lengths = np.diff(offsets)
     width = -(-int(lengths.max()) // 8) * 8
-    padded = np.zeros((len(chunk), width), dtype=np.uint8)
-    padded[np.arange(width) < lengths[:, None]] = data[offsets[0] : offsets[-1]]
+    if (lengths == width).all():  # ids of one length, as ours are
+        padded = data[offsets[0] : offsets[-1]].reshape(len(chunk), width)
+    else:
+        padded = np.zeros((len(chunk), width), dtype=np.uint8)
+        padded[np.arange(width) < lengths[:, None]] = data[offsets[0] : offsets[-1]]
     state = np.full(len(chunk), np.uint64(seed % 2**64))
     for i, word in enumerate(padded.view(np.dtype("<u8")).T):
         state = np.where(lengths > 8 * i, _mix(state ^ word), state)
@@ -161,10 +164,13 @@ def draw(log_weight: Reals, size: int, noise: Reals) -> npt.NDArray[np.int64]:
 def draw_groups(log_weight: Reals, group: npt.NDArray[Any], counts: Counts, noise: Reals) -> npt.NDArray[np.int64]:
     """`counts[g]` rows of each group g without replacement: positions, ascending. One sort for all groups."""
     gumbel = -np.log(-np.log(noise))
-    # Rows of weight 0 keep their noise below every other key, so that their order is random too.
+    # Rows of weight 0 come after all others of their group, in the order of their noise.
     dead = np.isneginf(log_weight)
-    key = np.where(dead, gumbel, log_weight + gumbel)
-    order = np.lexsort((noise, -key, dead, group))
+    order = np.argsort(-np.where(dead, gumbel, log_weight + gumbel), kind="stable")
+    if dead.any():
+        order = order[np.argsort(dead[order], kind="stable")]
+    # Stable sorts by falling importance are one sort by all keys; up to 16 bits numpy's is a radix sort.
+    order = order[np.argsort(group[order].astype(np.min_scalar_type(len(counts))), kind="stable")]
     sizes = np.bincount(group, minlength=len(counts))
     rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return np.sort(order[rank < counts[group[order]]])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cuvee.errors import DataError, UserError
-from selection import clustering
+from selection import assign, clustering
 from selection.clustering import ClusterConfig, Clustering, cluster, distinct, seeds
 from selection.vectors import CHUNK, Vectors, write_vectors
 
@@ -94,7 +94,7 @@ def test_same_bits_for_any_order_parts_and_threads(
 
 def test_same_bits_when_sums_span_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups are part of the definition of the sum; threads are not."""
-    monkeypatch.setattr(clustering, "GROUP", CHUNK)
+    monkeypatch.setattr(assign, "GROUP", CHUNK)
     array, _ = blobs(3 * CHUNK + 5, 20, spread=4.0)
     runs = [cluster(vectors_of(array), 9, rng=rng(), threads=threads) for threads in (1, 2, 5)]
     assert same(runs[0], runs[1])
@@ -102,7 +102,7 @@ def test_same_bits_when_sums_span_groups(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_ray_workers_give_the_same_bits(tmp_path: Path, ray_session: None) -> None:
-    n = clustering.GROUP + CHUNK + 17
+    n = assign.GROUP + CHUNK + 17
     array = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32)
     write_vectors(tmp_path / "v", iter([([f"{i:08d}" for i in range(n)], array)]), dim=4)
     vectors = Vectors.open(tmp_path / "v")
@@ -116,10 +116,10 @@ def test_ray_workers_give_the_same_bits(tmp_path: Path, ray_session: None) -> No
 def test_torch_path_agrees() -> None:
     """The path of accelerators, run on the CPU device of torch."""
     array, _ = blobs(3000, 6, spread=1.0)
-    nearest = clustering._nearest_torch
+    nearest = assign._nearest_torch
     half = (array[:6].astype(np.float64) ** 2).sum(1).astype(np.float32) / 2
     label, best = nearest(array, array[:6], half, "cpu")
-    mine, value = clustering._nearest_cpu(array, array[:6], half, "cpu")
+    mine, value = assign._nearest_cpu(array, array[:6], half, "cpu")
     np.testing.assert_array_equal(label, mine)
     np.testing.assert_allclose(best, value, rtol=1e-4, atol=1e-3)
 

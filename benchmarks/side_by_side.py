@@ -1,0 +1,62 @@
+"""Contenders in processes of their own, one after the other in rounds, and a table of what they took.
+
+Each round runs every contender once, so that a machine that slows down slows all; the best round counts. A contender
+prints one JSON object as its last line; its peak memory is that of its process, with everything that it imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("results")
+QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run(script: str, contenders: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[dict[str, Any]]]:
+    """`contenders`: name to arguments of `script`. The records of each, one a round."""
+    records: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, arguments in contenders.items():
+            command = [sys.executable, script, *arguments]
+            done = subprocess.run(command, env={**os.environ, **QUIET}, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
+            records[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
+            print(name, records[name][-1], flush=True)
+    return records
+
+
+def finish(**figures: Any) -> None:
+    """A contender's last line: its figures and its peak memory in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({**figures, "peak_mb": round(peak)}))
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of equal keys as aligned text."""
+    keys = list(rows[0])
+    cells = [
+        keys,
+        *[[f"{row[key]:,.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys] for row in rows],
+    ]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(keys))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def machine(*packages: str) -> str:
+    """When, on what, with which versions."""
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    cpu = names[0].split(":")[1].strip() if names else platform.processor()
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    return f"{datetime.now(UTC):%Y-%m-%d}, {cores} cores of {cpu}, load {load:.1f} at the end; {versions}"
