@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -80,6 +81,9 @@ def cuvee() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and end the process with its exit code."""
     _environment()
+    # A job that is ended (SIGTERM) puts its processes away like one that is interrupted.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in arguments
     code = 0

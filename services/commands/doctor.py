@@ -186,10 +186,11 @@ def tracking_check(url: str) -> Iterator[Finding]:
     """Whether MLflow can be written."""
     from services.tracking import Tracker, default_uri
 
+    place = default_uri(url)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            Tracker(default_uri(folder), Path(folder), "doctor").check()
-        yield Finding("mlflow", "ok", f"can be written; a run goes to {default_uri(url)}")
+            Tracker(f"sqlite:///{folder}/mlflow.db", Path(folder), "doctor").check()
+        yield Finding("mlflow", "ok", f"can be written; a run goes to {place}")
     except (CuveeError, OSError) as error:
         yield Finding("mlflow", "bad", str(error), "pip install mlflow==3.17.2")
 
