@@ -13,17 +13,13 @@ A pass holds one chunk a thread, the sums, and for each row a label and a distan
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from cuvee.config import Config
@@ -59,28 +55,6 @@ class Clustering:
     @property
     def sizes(self) -> npt.NDArray[np.int64]:
         return np.bincount(self.assignment, minlength=len(self.centres))
-
-    def write(self, folder: Path, ids: pa.ChunkedArray) -> None:
-        """As `assignment.parquet` (id, cluster, distance), `centres.npy` and `clustering.json`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        columns = [ids, pa.array(self.assignment), pa.array(self.distance)]
-        pq.write_table(pa.table(columns, names=["id", "cluster", "distance"]), folder / "assignment.parquet")
-        np.save(folder / "centres.npy", self.centres)
-        facts = {"inertia": self.inertia, "iterations": self.iterations, "history": list(self.history)}
-        (folder / "clustering.json").write_text(json.dumps(facts))
-
-    @classmethod
-    def read(cls, folder: Path) -> Clustering:
-        table = pq.read_table(folder / "assignment.parquet", columns=["cluster", "distance"])
-        facts = json.loads((folder / "clustering.json").read_text())
-        return cls(
-            centres=np.load(folder / "centres.npy"),
-            assignment=table["cluster"].to_numpy(),
-            distance=table["distance"].to_numpy(),
-            inertia=facts["inertia"],
-            iterations=facts["iterations"],
-            history=tuple(facts["history"]),
-        )
 
 
 def cluster(

@@ -47,7 +47,8 @@ class Eligible:
         """The vectors as one array (n, d)."""
         if self.vectors is None or self.index is None:
             raise DataError("the method needs embeddings and there are none", field="embedding", remedy="embed first")
-        return self.vectors.take(self.index)
+        # Both are in id order, so as many of them are the same.
+        return self.vectors.load() if len(self.index) == len(self.vectors) else self.vectors.take(self.index)
 
     def scores(self) -> Reals:
         if self.quality is None:

@@ -263,18 +263,6 @@ def _without_prompt(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return (Message(role="user", content=""), Message(role="assistant", content=rows.answer_of(messages)))
 
 
-def log_perplexities(items: Iterable[tuple[str, int, tuple[Message, ...]]], score: Score) -> pa.Table:
-    """Log perplexity (nats a token) of the last answer of each conversation: (id, draw, score, error).
-
-    `items`: (id, draw, messages). This is the score of the perplexity scorer of iterative selection, for gold and for
-    generated answers alike.
-    """
-    results = list(score(ScoreRequest(id, messages, draw=draw, last_only=True) for id, draw, messages in items))
-    records = [{"id": r.id, "draw": r.draw, "score": _loss(r), "error": _fault(r)} for r in results]
-    fields = [("id", pa.string()), ("draw", pa.int32()), ("score", pa.float64()), ("error", pa.string())]
-    return pa.Table.from_pylist(records, schema=pa.schema(fields)).sort_by([("id", "ascending"), ("draw", "ascending")])
-
-
 def _losses(table: pa.Table, tools: Tools, change: Callable[[tuple[Message, ...]], tuple[Message, ...]]) -> Values:
     """Mean negative log-probability of each row's last answer, in nats a token."""
     if tools.score is None:

@@ -153,14 +153,6 @@ def softmax(x: npt.ArrayLike, temperature: float = 1.0) -> Reals:
     return powers / powers.sum()
 
 
-def draw(log_weight: Reals, size: int, noise: Reals) -> npt.NDArray[np.int64]:
-    """Positions of `size` rows drawn without replacement, ascending; weights are exp(log_weight), `noise` uniforms.
-
-    Rows of weight 0 come last, so that the size is kept as long as there are rows.
-    """
-    return draw_groups(log_weight, np.zeros(len(noise), dtype=np.int64), np.array([size]), noise)
-
-
 def draw_groups(log_weight: Reals, group: npt.NDArray[Any], counts: Counts, noise: Reals) -> npt.NDArray[np.int64]:
     """`counts[g]` rows of each group g without replacement: positions, ascending. One sort for all groups."""
     gumbel = -np.log(-np.log(noise))

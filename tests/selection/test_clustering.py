@@ -171,10 +171,3 @@ def test_a_seed_is_a_result() -> None:
     runs = [cluster(vectors_of(array), 9, rng=np.random.default_rng(seed)) for seed in (0, 0, 1)]
     assert same(runs[0], runs[1])
     assert not same(runs[0], runs[2])
-
-
-def test_comes_back_from_disk(tmp_path: Path) -> None:
-    array, _ = blobs(200, 4)
-    found = cluster(vectors_of(array), 4, rng=rng())
-    found.write(tmp_path / "c", vectors_of(array).ids)
-    assert same(found, Clustering.read(tmp_path / "c"))

@@ -12,7 +12,7 @@ from cuvee import rows
 from cuvee.errors import DataError, UserError
 from cuvee.protocols import Completion, Decoding, Request, Scored, ScoreRequest
 from selection.methods import SelectConfig, select
-from selection.quality import SCORERS, ScoreConfig, add_scores, cosine, log_perplexities
+from selection.quality import SCORERS, ScoreConfig, add_scores, cosine
 from selection.vectors import Vectors
 
 
@@ -108,17 +108,6 @@ def test_ifd_is_the_ratio_of_losses() -> None:
     scored = add_scores(table, ScoreConfig.parse({"i": "ifd"}), score=FakeScore())
     assert column(scored, "score.i") == {"a": 0.5, "b": None, "c": None}
     assert column(scored, "unscored.i")["c"] == "the answer is certain without its instruction"
-
-
-def test_log_perplexities_of_gold_and_generated() -> None:
-    messages = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "1234"})
-    items = [("b", 1, messages), ("b", 0, messages), ("a", 0, (messages[0], {"role": "assistant", "content": "!"}))]
-    got = log_perplexities(items, FakeScore())  # type: ignore[arg-type]
-    assert got.to_pylist() == [
-        {"id": "a", "draw": 0, "score": None, "error": "too long"},
-        {"id": "b", "draw": 0, "score": 1.0, "error": None},
-        {"id": "b", "draw": 1, "score": 1.0, "error": None},
-    ]
 
 
 def test_grades_are_expected_values() -> None:

@@ -10,7 +10,6 @@ from cuvee.errors import DataError, UserError
 from selection.sampling import (
     allocate,
     apportion,
-    draw,
     draw_counts,
     draw_groups,
     log_weights,
@@ -18,6 +17,11 @@ from selection.sampling import (
     softmax,
     uniforms,
 )
+
+
+def draw(log_weight: np.ndarray, size: int, noise: np.ndarray) -> np.ndarray:
+    return draw_groups(log_weight, np.zeros(len(noise), dtype=np.int64), np.array([size]), noise)
+
 
 sizes = st.lists(st.integers(0, 200), min_size=1, max_size=12)
 
