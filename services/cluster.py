@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -169,8 +170,10 @@ def connect(
             "dashboard_host": "127.0.0.1",
         }
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    with log_file.open("a", buffering=1, encoding="utf-8") as log:
+    with log_file.open("a", buffering=1, encoding="utf-8") as log, _worker_output(log):
         try:
+            if address and not _reachable(address):
+                raise ConnectionError("nobody listens there")
             ray.init(**settings)
         except (ConnectionError, OSError, RuntimeError, TimeoutError) as error:
             ray.shutdown()
@@ -180,16 +183,15 @@ def connect(
         if ledger:
             ledger.add(started)
         try:
-            with _worker_output(log):
-                try:
-                    yield
-                finally:
-                    shutdown_engines()
+            yield
         finally:
-            descendants = [each for process in started for each in tree(process.pid, process.what)]
-            ray.shutdown()
-            if started:
-                kill(wait_gone([*started, *descendants], timeout=10))
+            try:
+                shutdown_engines()
+            finally:
+                if not address:
+                    started += _ray_processes()  # and the workers of the meantime
+                ray.shutdown()
+                kill(wait_gone(started, timeout=10))
 
 
 def object_store_bytes() -> int:
@@ -205,35 +207,45 @@ def _cores() -> int:
 
 
 def _ray_processes() -> list[Process]:
-    """The processes of the embedded Ray: children of this one that run Ray's programs."""
+    """The processes of the embedded Ray: children of this one that run Ray's programs, and what they have started."""
     found = []
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
             if "ray" in " ".join(child.cmdline()):
-                found.append(Process.of(child.pid, f"ray {child.name()}"))
+                found += tree(child.pid, f"ray {child.name()}")
     return found
 
 
 @contextmanager
 def _worker_output(log: Any) -> Iterator[None]:
-    """Send what workers print to `log` in place of the terminal.
+    """Send what workers and Ray's own processes say to `log` in place of the terminal.
 
-    Ray hands every line to the handlers of one dispatcher; the one that prints is taken out.
+    All of it passes through one function of Ray, which has no setting for where to.
     """
-    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+    from ray._private import worker
 
     lock = threading.Lock()
 
-    def write(data: dict[str, Any]) -> None:
+    def write(data: dict[str, Any], ignore_prefix: bool = False) -> None:
         who = data.get("actor_name") or data.get("task_name") or "worker"
         with lock:
             # The autoscaler reports every few seconds that nothing has changed.
             if not log.closed and data.get("pid") != "autoscaler":
                 log.writelines(f"[{who} {data.get('pid')} {data.get('ip')}] {line}\n" for line in data["lines"])
 
-    dispatcher.remove_handler("ray_print_logs")
-    dispatcher.add_handler("cuvee_log", write)
+    usual = worker.print_to_stdstream
+    worker.print_to_stdstream = write
     try:
         yield
     finally:
-        dispatcher.remove_handler("cuvee_log")
+        worker.print_to_stdstream = usual
+
+
+def _reachable(address: str) -> bool:
+    """Whether somebody listens at host:port. Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return True  # "auto" and its kind
+    with suppress(OSError), socket.create_connection((host, int(port)), timeout=10):
+        return True
+    return False

@@ -63,7 +63,7 @@ def make_tiny_model(folder: Path, *, seed: int = 0, layers: int = 2, hidden: int
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=hidden // 4,
+        head_dim=max(32, hidden // 4),  # vLLM on CPU has no smaller heads
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
