@@ -1,0 +1,92 @@
+"""The clusters of a pool in words: how large, how much was chosen of each, what their rows are about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from services.report.texts import cut
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CLUSTERS = 300
+"""Clusters in the table, the largest first."""
+WORD = r"(?u)\b[^\W\d_]{3,}\b"
+"""Three letters or more, of any alphabet."""
+
+
+def table(selection: pa.Table, sample: pa.Table) -> dict[str, Any]:
+    """The table of clusters, the largest first, and how many the choice reaches."""
+    import pyarrow.compute as pc
+
+    chosen = selection.append_column("one", pc.cast(selection["selected"], "int64"))
+    wanted = [("id", "count"), ("one", "sum")]
+    if "quality" in selection.column_names:
+        wanted.append(("quality", "mean"))
+    grouped = chosen.group_by("cluster").aggregate(wanted)
+    grouped = grouped.sort_by([("id_count", "descending"), ("cluster", "ascending")])
+    lines = [line for line in grouped.to_pylist() if line["cluster"] is not None]
+    total = sum(line["id_count"] for line in lines)
+    drawn = sum(line["one_sum"] for line in lines)
+    texts = _texts(sample)
+    words = keywords({cluster: [text for text, _, _ in found] for cluster, found in texts.items()})
+    entries = [
+        {
+            "cluster": line["cluster"],
+            "size": line["id_count"],
+            "share": line["id_count"] / total,
+            "chosen": line["one_sum"],
+            "chosen_share": line["one_sum"] / drawn if drawn else 0.0,
+            "quality": line.get("quality_mean"),
+            "keywords": words.get(line["cluster"], []),
+            "example": _example(texts.get(line["cluster"], [])),
+        }
+        for line in lines[:CLUSTERS]
+    ]
+    reached = sum(line["one_sum"] > 0 for line in lines)
+    return {"clusters": entries, "cluster_count": len(lines), "reached": reached}
+
+
+Member = tuple[str, bool, float]
+"""Text, whether chosen, distance to the centre."""
+
+
+def _texts(sample: pa.Table) -> dict[int, list[Member]]:
+    found: dict[int, list[Member]] = {}
+    columns = [sample["cluster"], sample["text"], sample["selected"]]
+    distances = sample["distance"].to_pylist() if "distance" in sample.column_names else [0.0] * sample.num_rows
+    for cluster, text, selected, distance in zip(*(c.to_pylist() for c in columns), distances, strict=True):
+        if cluster is not None:
+            found.setdefault(cluster, []).append((text[:1000], bool(selected), distance or 0.0))
+    return found
+
+
+def _example(members: list[Member]) -> str:
+    """The chosen row that is nearest to the centre, else the nearest of the others."""
+    if not members:
+        return ""
+    text, _, _ = min(members, key=lambda member: (not member[1], member[2], member[0]))
+    return cut(text)
+
+
+def keywords(texts: Mapping[int, list[str]], count: int = 5) -> dict[int, list[str]]:
+    """The words of each cluster with the highest tf-idf, a cluster being one document. Empty without words."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    names = list(texts)
+    documents = [" ".join(texts[name]) for name in names]
+    options: dict[str, Any] = {"stop_words": "english", "sublinear_tf": True, "max_features": 20_000}
+    model = TfidfVectorizer(**options, **{"token_pattern": WORD})
+    if not any(model.build_analyzer()(document) for document in documents):
+        return {}
+    weights = model.fit_transform(documents)
+    words = model.get_feature_names_out()
+    found = {}
+    for row, name in enumerate(names):
+        line = weights[row].toarray()[0]
+        best = sorted(np.flatnonzero(line), key=lambda i: (-line[i], words[i]))[:count]
+        found[name] = [str(words[i]) for i in best]
+    return found

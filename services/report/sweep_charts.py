@@ -1,0 +1,120 @@
+"""Figures of a sweep: scores over a number that was varied, and parallel coordinates of all arms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from services.report.figure import Figures, Trace, looks, plain
+from services.report.texts import number, signed
+
+METRICS = 12
+"""Metrics that get a figure over each setting."""
+ARMS = 60
+
+
+def scaling(figures: Figures, curve: Mapping[str, Any], lower: list[str]) -> list[dict[str, Any]]:
+    """A figure a metric: a line for each choice of the other settings, with a dashed fit where there are four points."""
+    made = []
+    for entry in curve["metrics"][:METRICS]:
+        data: list[Trace] = []
+        fits = []
+        for i, line in enumerate(entry["lines"]):
+            look, name = looks(i), line["name"] or entry["metric"]
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "name": plain(name, 40),
+                    "x": line["x"],
+                    "y": line["y"],
+                    "error_y": {"type": "data", "array": [sd or 0 for sd in line["sd"]], "color": look["color"]},
+                    "line": {"color": look["color"], "width": 2},
+                    "marker": {"color": look["color"], "symbol": look["symbol"], "size": 8},
+                    "hovertemplate": f"{plain(name, 60)}<br>%{{x:.4g}}: %{{y:.4g}}<extra></extra>",
+                }
+            )
+            if line["fit"]:
+                fits.append(f"{name}: {signed(line['fit']['slope'])} per tenfold, R² {number(line['fit']['r2'], 2)}")
+                data.append(_fit(line, look["color"]))
+        if not data:
+            continue
+        better = "lower" if entry["metric"] in lower else "higher"
+        caption = f"{entry['metric']} over {curve['setting']} ({better} is better). Bars are one standard deviation over seeds."
+        if fits:
+            caption += " Fits in the logarithm: " + "; ".join(fits[:6]) + "."
+        ticks = curve["ticks"]
+        layout = {
+            "xaxis": {
+                "title": {"text": plain(curve["setting"])},
+                "type": "log" if curve["log"] else "linear",
+                "tickvals": [t["x"] for t in ticks],
+                "ticktext": [plain(t["text"], 12) for t in ticks],
+            },
+            "yaxis": {"title": {"text": plain(entry["metric"], 30)}},
+        }
+        made.append(figures.add(caption, caption, data, layout, height=300))
+    return made
+
+
+def _fit(line: Mapping[str, Any], color: str) -> Trace:
+    import math
+
+    xs = sorted(x for x in line["x"] if x > 0)
+    ys = [line["fit"]["start"] + line["fit"]["slope"] * math.log10(x) for x in xs]
+    style = {"color": color, "dash": "dot", "width": 1.5}
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "showlegend": False,
+        "x": xs,
+        "y": ys,
+        "line": style,
+        "hoverinfo": "skip",
+    }
+
+
+def parallel(figures: Figures, sweep: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Each arm as a line over all metrics, each scaled from its worst to its best arm.
+
+    Drawn as ordinary lines: Plotly's own parallel coordinates need WebGL and code that a page without `eval` refuses.
+    """
+    metrics = [m for m in sweep["metrics"] if sum(m in v["mean"] for v in sweep["variants"]) > 1]
+    if len(metrics) < 2:
+        return None
+    bounds = {}
+    for metric in metrics:
+        values = [v["mean"][metric] for v in sweep["variants"] if metric in v["mean"]]
+        bounds[metric] = (max(values), min(values)) if metric in sweep["lower"] else (min(values), max(values))
+    data: list[Trace] = []
+    for i, variant in enumerate(sweep["variants"][:ARMS]):
+        look = looks(i)
+        known = [(n, m, variant["mean"][m]) for n, m in enumerate(metrics) if m in variant["mean"]]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": plain(variant["name"], 40),
+                "x": [n for n, _, _ in known],
+                "y": [_scaled(value, *bounds[m]) for _, m, value in known],
+                "text": [f"{plain(variant['name'], 80)}<br>{plain(m)}: {number(value)}" for _, m, value in known],
+                "hovertemplate": "%{text}<extra></extra>",
+                "line": {"color": look["color"], "dash": look["dash"], "width": 2},
+                "marker": {"color": look["color"], "symbol": look["symbol"], "size": 8},
+            }
+        )
+    caption = "All arms over all metrics: each metric from its worst arm (bottom) to its best (top)."
+    layout = {
+        "xaxis": {
+            "tickvals": list(range(len(metrics))),
+            "ticktext": [plain(m, 18) for m in metrics],
+            "range": [-0.3, len(metrics) - 0.7],
+            "automargin": True,
+        },
+        "yaxis": {"tickvals": [0, 1], "ticktext": ["worst", "best"], "range": [-0.08, 1.08]},
+    }
+    return figures.add(caption, caption, data, layout, height=380)
+
+
+def _scaled(value: float, worst: float, best: float) -> float:
+    return 0.5 if best == worst else (value - worst) / (best - worst)
