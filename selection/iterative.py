@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from cuvee.amounts import Amount
 from cuvee.config import Config
 from cuvee.errors import DataError, UserError
 from cuvee.rng import stream_seed
@@ -90,6 +91,11 @@ class IterateConfig(Config):
     quality: str | None = Field(default=None, description="for kmq: as in select")
     weighting: Literal["proportional", "softmax"] = Field(default="proportional", description="of quality, in draws")
     missing: Literal["error", "exclude"] = Field(default="error", description="what to do with rows without quality")
+
+    @field_validator("amount", mode="before")
+    @classmethod
+    def _amount(cls, value: object) -> str:
+        return str(Amount.parse(value))
 
     @field_validator("respond", mode="before")
     @classmethod

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cuvee.amounts import Amount
 from cuvee.config import Config
@@ -62,6 +62,11 @@ class SelectConfig(Config):
     threshold: float = Field(default=0.9, description="deita: largest cosine with a kept row")
     alpha: float = Field(default=0.5, ge=0, le=1, description="qdit: weight of quality against coverage")
     cover: int = Field(default=10_000, ge=1, description="qdit: rows of the pool, drawn, whose coverage is counted")
+
+    @field_validator("amount", mode="before")
+    @classmethod
+    def _amount(cls, value: object) -> str:
+        return str(Amount.parse(value))
 
     @model_validator(mode="after")
     def _consistent(self) -> SelectConfig:

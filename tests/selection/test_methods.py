@@ -228,6 +228,9 @@ def test_amounts() -> None:
     for amount, message in [("3M tokens", "rows or a fraction"), ("2x", "rows or a fraction"), ("1/500", "is none")]:
         with pytest.raises(UserError, match=message):
             select(table, config("random", amount), rng_seed=0)
+    with pytest.raises(UserError, match="500 is not an amount"):
+        config("random", 500)  # type: ignore[arg-type]
+    assert config("random", "10%") == config("random", "1/10")
     assert clusters_of(config("kmq", "10000 rows"), 200_000) == 500
     assert clusters_of(config("kmq", "30 rows", clusters="auto"), 120) == "auto"
     assert clusters_of(config("kmq", "30 rows"), 120) == 2
