@@ -36,6 +36,7 @@ from selection.sampling import (
     apportion,
     draw_counts,
     draw_groups,
+    leading,
     log_weights,
     probabilities,
     uniforms,
@@ -173,10 +174,7 @@ def _km_closest(pool: Eligible, budget: int, config: SelectConfig, seed: int) ->
     group, counts = _budgets(pool, budget, config)
     if pool.distance is None:
         raise DataError("the clusters come without distances", field="distance")
-    order = np.lexsort((np.arange(len(pool)), pool.distance, group))
-    sizes = np.bincount(group, minlength=len(counts))
-    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return Picked(order[rank < counts[group[order]]])
+    return Picked(leading(np.lexsort((np.arange(len(pool)), pool.distance, group)), group, counts))
 
 
 @selector("km_random", "embedding", "cluster")
@@ -186,8 +184,8 @@ def _km_random(pool: Eligible, budget: int, config: SelectConfig, seed: int) -> 
 
 @selector("kmq", "embedding", "cluster", "quality")
 def _kmq(pool: Eligible, budget: int, config: SelectConfig, seed: int) -> Picked:
-    weights = log_weights(pool.scores(), config.weighting, config.temperature)
-    return _draw(pool, weights, *_budgets(pool, budget, config), config, seed)
+    logs = log_weights(pool.scores(), config.weighting, config.temperature)
+    return _draw(pool, logs, *_budgets(pool, budget, config), config, seed)
 
 
 @selector("k_center", "embedding")
@@ -216,13 +214,13 @@ def _budgets(pool: Eligible, budget: int, config: SelectConfig) -> tuple[Ints, I
     return group, apportion(shares, np.where(sizes > 0, budget, 0), budget)  # a row may come twice: no clipping
 
 
-def _draw(pool: Eligible, weights: Reals, group: Ints, counts: Ints, config: SelectConfig, seed: int) -> Picked:
-    weight = probabilities(weights, group)
+def _draw(pool: Eligible, logs: Reals, group: Ints, counts: Ints, config: SelectConfig, seed: int) -> Picked:
+    weight = probabilities(logs, group)
     if config.replacement:
-        often = draw_counts(weights, group, counts, stream(seed, "select", "draw"))
+        often = draw_counts(logs, group, counts, stream(seed, "select", "draw"))
         rows = np.flatnonzero(often)
         return Picked(rows, often[rows], weight)
-    return Picked(draw_groups(weights, group, counts, uniforms(pool.ids, stream_seed(seed, "select"))), None, weight)
+    return Picked(draw_groups(logs, group, counts, uniforms(pool.ids, stream_seed(seed, "select"))), None, weight)
 
 
 # the whole

@@ -163,9 +163,14 @@ def draw_groups(log_weight: Reals, group: npt.NDArray[Any], counts: Counts, nois
         order = order[np.argsort(dead[order], kind="stable")]
     # Stable sorts by falling importance are one sort by all keys; up to 16 bits numpy's is a radix sort.
     order = order[np.argsort(group[order].astype(np.min_scalar_type(len(counts))), kind="stable")]
+    return np.sort(leading(order, group, counts))
+
+
+def leading(order: npt.NDArray[np.int64], group: npt.NDArray[Any], counts: Counts) -> npt.NDArray[np.int64]:
+    """The first `counts[g]` rows of each group, of positions in an order that has the groups one after the other."""
     sizes = np.bincount(group, minlength=len(counts))
     rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.sort(order[rank < counts[group[order]]])
+    return order[rank < counts[group[order]]]
 
 
 def draw_counts(
