@@ -70,7 +70,8 @@ class Figures:
             return Figure(None, f"known after {node.label}")
         before = [self.rows(source) for name, source in sorted(node.inputs.items()) if name.startswith("rows")]
         if not before or any(figure.value is None for figure in before):
-            return next((f for f in before if f.value is None), Figure(None, f"known after {node.label}"))
+            unknown = next((f for f in before if f.value is None), Figure(None, f"known after {node.label}"))
+            return _asked_rows(node, unknown)
         size = sum(figure.value or 0 for figure in before)
         certainty = before[0].certainty if len(before) == 1 else f"estimated from {size} rows"
         if node.step in ("score", "render") or (node.step == "respond" and _one_target(node)):
@@ -102,6 +103,15 @@ class Figures:
         seen = self.info(source) or {}
         each = seen["characters"] / max(seen["rows"], 1) / CHARACTERS_PER_TOKEN
         return Figure(round(each * rows.value), f"estimated from {seen['rows']} rows")
+
+
+def _asked_rows(node: Node, before: Figure) -> Figure:
+    """A number of rows that is asked of a table of unknown size, which may turn out to be smaller."""
+    if node.step in ("select", "sample") and node.config.get("by") is None:
+        amount = Amount.parse(node.config["amount"])
+        if amount.kind == "rows":
+            return Figure(int(amount.value), f"asked; {before.certainty}")
+    return before
 
 
 def _one_target(node: Node) -> bool:

@@ -449,9 +449,8 @@ class Builder:
     ) -> Node:
         """The node of a stage's exact list; hold-outs of the whole recipe are excluded from it."""
         inputs = {f"tokens.{table}": node for table, node in tokens.items()}
-        held = {f"held.{node.key[-8:]}": node for node in self.all_held()}
-        if held:
-            inputs |= held | {f"rows.{table}": state.rows for table, state in tables.items()}
+        inputs |= {f"rows.{table}": state.rows for table, state in tables.items()}
+        inputs |= {f"held.{node.key[-8:]}": node for node in self.all_held()}
         config = {
             "stage": stage,
             "mix": {table: str(amount) for table, amount in mix.items()},

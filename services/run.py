@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cuvee.errors import CuveeError
-from services import results
+from services import results, sources
 from services.broker import Broker, Observer, Outcome
 from services.graph import Node, ordered
 from services.plan import ArmPlan, Plan, make_plan
@@ -60,6 +60,16 @@ def open_plan(request: Request, store: Store) -> Plan:
 
     recipe = load(request.path, request.profiles, request.overrides)
     return make_plan(recipe, expand(recipe), store)
+
+
+def read_pools(plan: Plan, store: Store) -> None:
+    """Read the pools that are at hand (files, installed packages), so that a plan can say how many rows there are."""
+    loads = [n for n in ordered(plan.targets) if n.step == "load" and store.done(n.key) is None]
+    near = [n for n in loads if not str(n.execution["source"]["path"]).startswith(("hub:", "s3://"))]
+    near = [n for n in near if sources.resolve(sources.Source.model_validate(n.execution["source"]))[0] != "hub"]
+    if near:
+        with Runtime(store, log=store.scratch / "logs" / "plan.log") as runtime:
+            Broker(store, runtime).run(near)
 
 
 def store_of(request: Request) -> Store:

@@ -33,9 +33,14 @@ class Terminal:
 
     def __init__(self, out: TextIO, err: TextIO, *, json: bool = False) -> None:
         self.json = json
-        # soft_wrap keeps paths and keys whole when the output is not a terminal.
-        self.out = Console(file=out, soft_wrap=not out.isatty(), highlight=False)
-        self.err = Console(file=err, soft_wrap=not err.isatty(), highlight=False)
+        self.out, self.err = _console(out), _console(err)
+
+
+def _console(file: TextIO) -> Console:
+    """Where the output is no terminal, lines are wide and whole, so that paths and keys can be copied."""
+    if file.isatty():
+        return Console(file=file, highlight=False)
+    return Console(file=file, highlight=False, soft_wrap=True, width=int(os.environ.get("COLUMNS", "140")))
 
 
 @contextmanager

@@ -99,9 +99,9 @@ def compose(
     """The list of one stage.
 
     `lengths` has, for every table of the mix, its rows as columns id, target, source and tokens (as rendered, before
-    truncation to `max_len`), each (id, target) once. Rows above `max_len` are truncated, or dropped before amounts are
-    taken. `minimum` is what a fraction gives at least. `seed` moves the order, `sample_seed` (the same if absent) which
-    rows are drawn.
+    truncation to `max_len`), each (id, target) once; a column `count`, of a selection with replacement, says how often
+    a row stands for itself. Rows above `max_len` are truncated, or dropped before amounts are taken. `minimum` is what a
+    fraction gives at least. `seed` moves the order, `sample_seed` (the same if absent) which rows are drawn.
 
     Raises UserError when an amount gives no rows, asks for more than there is, or when there are no epochs.
     """
@@ -176,6 +176,8 @@ def _draw(
     kept = min(count, size)
     copies = np.full(kept, full, np.int64)
     copies[:rest] += 1
+    if "count" in table.column_names:
+        copies *= table["count"].to_numpy()[:kept]
     facts["truncated"] = int((raw[:kept] > tokens[:kept]).sum())
     rows = pa.table(
         {

@@ -41,11 +41,14 @@ def plan(recipe: str, profiles: tuple[str, ...], overrides: tuple[str, ...], sto
     Example: cuvee plan recipes/quickstart.yaml --set train.lr=1e-5
     """
     from services.figures import figures, show
-    from services.run import Request, open_plan, store_of
+    from services.run import Request, open_plan, read_pools, store_of
 
     request = Request(Path(recipe), profiles, overrides, store)
     where = store_of(request)
-    found = figures(open_plan(request, where), where)
+    opened = open_plan(request, where)
+    if not opened.missing:
+        read_pools(opened, where)
+    found = figures(opened, where)
     if as_json:
         print_json(found)
     else:
@@ -171,7 +174,7 @@ def show_results(terminal: Any, found: dict[str, Any]) -> None:
     for arm in arms:
         table = Table(title=f"arm {arm}" if len(arms) > 1 else None, title_justify="left", header_style="bold")
         for title in ("task", "metric", "model", "score", "95% interval", "change from base", "items"):
-            table.add_column(title, justify="right" if title in ("score", "items") else "left")
+            table.add_column(title, justify="right" if title in ("score", "items") else "left", no_wrap=title == "task")
         last = ""
         for score in sorted((s for s in found["scores"] if s["arm"] == arm), key=lambda s: s["task"]):
             change = changes.get((arm, score["point"], score["task"]))

@@ -67,9 +67,16 @@ def compose(context: Context) -> dict[str, Any]:
         tokens = rows.read(context.inputs[f"tokens.{name}"] / "tokens", ["id", "target", "source", "ids"])
         counts = pc.cast(pc.list_value_length(tokens["ids"]), pa.int32())
         table = tokens.drop_columns(["ids"]).append_column("tokens", counts)
+        chosen = rows.read(context.inputs[f"rows.{name}"] / "rows", None)
+        if "count" in chosen.column_names:
+            place = pc.index_in(table["id"], value_set=chosen["id"].combine_chunks())
+            table = table.append_column("count", chosen["count"].take(place))
         if held:
-            source = rows.read(context.inputs[f"rows.{name}"] / "rows", ["id", "messages"])
-            bad = {r["id"] for r in rows.records(source) if rows.prompt_hash(r["messages"]) in held}
+            bad = {
+                r["id"]
+                for r in rows.records(chosen.select(["id", "messages"]))
+                if rows.prompt_hash(r["messages"]) in held
+            }
             if bad:
                 excluded[name] = len(bad)
                 table = table.filter(pc.invert(pc.is_in(table["id"], pa.array(sorted(bad), pa.string()))))

@@ -78,9 +78,9 @@ def test_a_killed_training_worker_costs_only_the_steps_since_the_last_checkpoint
 ) -> None:
     recipe, reference = undisturbed
     store = tmp_path / "store"
+    settings = ["--set", "train.checkpoint_every=1", "--json"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "services.cli", "run", str(recipe), "--store", str(store)]
-        + "--set train.checkpoint_every=1 --json".split(),
+        [sys.executable, "-m", "services.cli", "run", str(recipe), "--store", str(store), *settings],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

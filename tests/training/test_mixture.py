@@ -239,3 +239,22 @@ def test_shuffle_mixes_tables() -> None:
     ids = compose("s", dict.fromkeys(lengths, A("all")), lengths, epochs=1, seed=0).plan["id"].to_pylist()
     changes = sum(x[0] != y[0] for x, y in pairwise(ids))
     assert 430 < changes < 570
+
+
+def test_a_row_drawn_twice_counts_twice() -> None:
+    """A selection with replacement says in `count` how often a row stands for itself."""
+    ids = [f"{i:032x}" for i in range(4)]
+    drawn = pa.table(
+        {
+            "id": ids,
+            "target": pa.array([0] * 4, pa.int32()),
+            "source": ["s"] * 4,
+            "tokens": pa.array([5] * 4, pa.int32()),
+            "count": [1, 3, 1, 2],
+        }
+    )
+    mixture = compose("one", {"t": Amount.parse("all")}, {"t": drawn}, epochs=1, seed=0)
+    often = Counter(mixture.plan["id"].to_pylist())
+    assert [often[row] for row in ids] == [1, 3, 1, 2]
+    assert mixture.realised[0]["examples"] == 7
+    assert mixture.realised[0]["unique"] == 4
