@@ -27,6 +27,7 @@ COMMANDS = {
     "report": ("recipes", "Write the report of a run again, as HTML, Markdown or JSON."),
     "submit": ("jobs", "Send a recipe to a Ray cluster and follow it."),
     "jobs": ("jobs", "List the jobs of a cluster."),
+    "status": ("jobs", "Show the state of a job."),
     "logs": ("jobs", "Show or follow the log of a job."),
     "stop": ("jobs", "Stop a job."),
     "diff": ("looking", "What differs between two runs, and whether it is more than noise."),

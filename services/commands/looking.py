@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cuvee.errors import UserError
+from cuvee.errors import Unavailable, UserError
 from services.commands.common import json_option, print_json, store_option
 
 
@@ -91,9 +91,14 @@ def ui(store: str, port: int, host: str, allow_remote: bool) -> None:
         return
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise UserError(f"no run has been tracked in {where.url}", remedy="run a recipe first, or give another --store")
-    with server(uri, where.scratch, host=host, port=port) as process:
-        click.echo(f"MLflow  {address(host, port)}  (Ctrl-C ends it)")
-        process.wait()
+    try:
+        with server(uri, where.scratch, host=host, port=port) as process:
+            click.echo(f"MLflow  {address(host, port)}  (Ctrl-C ends it)")
+            process.wait()
+    except KeyboardInterrupt:
+        click.echo("")
+    else:
+        raise Unavailable("MLflow's server has ended", remedy=f"its log is {where.scratch / 'mlflow-ui.log'}")
 
 
 def show_model(found: dict[str, Any]) -> None:

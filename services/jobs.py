@@ -1,0 +1,316 @@
+"""Jobs of a Ray cluster, over its dashboard's address.
+
+A job is a command that Ray runs on the head: here `cuvee run` on that cluster. Ray never takes a submission id twice,
+so ids are `cuvee-<recipe hash>-<attempt>`: a live attempt of the same recipe is followed, an ended one gets the next
+number, and continues from what is in the store.
+
+The address executes code for whoever reaches it. Ray's token authentication is honoured as Ray does it: with
+`RAY_AUTH_MODE=token` the token of `RAY_AUTH_TOKEN`, `RAY_AUTH_TOKEN_PATH` or `~/.ray/auth_token` is sent along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cuvee.errors import CuveeError, Unavailable, UserError
+from services.parcel import Parcel
+from services.redact import redact
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+ANSWER = 10.0
+"""Seconds in which a dashboard must answer."""
+PATIENCE = 60.0
+"""Seconds of silence after which a cluster that is being followed counts as gone."""
+_ID = re.compile(r"cuvee-([0-9a-f]{12})-(\d+)")
+_TRIES = 20
+_OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+_SIGN_IN = (
+    "set RAY_AUTH_MODE=token, and put the cluster's token (`ray get-auth-token` on its head) into ~/.ray/auth_token, "
+    "or name its file in RAY_AUTH_TOKEN_PATH"
+)
+
+
+def entrypoint(parcel: Parcel, overrides: Sequence[str], store: str, *, hub_code: bool = False) -> str:
+    """The shell command of a job. Raises UserError when it would show a credential to all who see the job."""
+    words = ["python", "-m", "services.cli", "run", parcel.recipe, "--store", store, "--address", "auto"]
+    words += [word for profile in parcel.profiles for word in ("--profile", profile)]
+    words += [word for setting in overrides for word in ("--set", setting)]
+    words += ["--trust-remote-code"] if hub_code else []
+    command = shlex.join(words)
+    if redact(command) != command:
+        raise UserError(
+            "a setting or address of this command holds a credential, and commands of jobs can be read by all",
+            remedy="give it to the cluster's nodes as an environment variable",
+        )
+    folder = shlex.quote(parcel.start)
+    return command if parcel.start == "." else f"mkdir -p {folder} && cd {folder} && {command}"
+
+
+@dataclass(frozen=True)
+class Order:
+    """A job to be submitted. `hash` is the recipe's; `variables` are environment variables of the job."""
+
+    hash: str
+    recipe: str
+    store: str
+    command: str
+    folder: Path
+    packages: Sequence[Path]
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+class Cluster:
+    """The jobs of the cluster whose dashboard is at `address`.
+
+    Raises UserError when nothing answers there, a token is missing, or another version of Ray runs.
+    """
+
+    def __init__(self, address: str, *, same_version: bool = False) -> None:
+        self.address = address.rstrip("/") if "://" in address else f"http://{address.rstrip('/')}"
+        if not self.address.startswith(("http://", "https://")):
+            raise UserError(
+                f"{address} is not the address of a Ray dashboard", remedy=f"write it like {DEFAULT_ADDRESS}"
+            )
+        for module in ("dashboard_sdk", "job.sdk"):
+            logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
+        found = self._version()
+        with self._errors(), _hidden(_OVERRIDES):
+            import ray
+            from ray.job_submission import JobSubmissionClient
+
+            if same_version and found != ray.__version__:
+                raise UserError(
+                    f"the cluster runs Ray {found}, and here is Ray {ray.__version__}",
+                    remedy=f"install ray=={ray.__version__} on every node of the cluster",
+                )
+            self.client: Any = JobSubmissionClient(self.address)
+
+    def _version(self) -> str:
+        """Asked by ourselves first: Ray's client waits without limit for an address that drops what it is sent."""
+        import httpx
+        from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+
+        try:
+            headers = get_auth_headers_if_auth_enabled({})
+            answer = httpx.get(f"{self.address}/api/version", headers=headers, timeout=ANSWER)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _silent(self.address, str(error)) from error
+        if answer.status_code in (401, 403):
+            raise UserError(f"{self.address} asks for a token (status {answer.status_code})", remedy=_SIGN_IN)
+        try:
+            return str(answer.json()["ray_version"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"what answers at {self.address} is no Ray dashboard", remedy="the dashboard's port is 8265 by default"
+            ) from error
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        import requests
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except AuthenticationError as error:
+            raise UserError(f"{self.address} refuses the token, or there is none", remedy=_SIGN_IN) from error
+        except (ConnectionError, requests.exceptions.RequestException) as error:
+            raise _silent(self.address, str(error)) from error
+        except RuntimeError as error:
+            raise Unavailable(f"the cluster could not do that: {error}") from error
+
+    # Jobs
+
+    def submit(self, order: Order) -> tuple[str, bool]:
+        """(submission id, whether it is new): a live attempt of the same recipe is not started twice."""
+        base, taken = f"cuvee-{order.hash[:12]}", 0
+        for _ in range(_TRIES):
+            attempts = {number(job): job for job in self.jobs() if job["job"].startswith(f"{base}-")}
+            last = attempts[max(attempts)] if attempts else None
+            if last and last["status"] not in ENDED:
+                if last["store"] != order.store:
+                    raise UserError(
+                        f"{last['job']} runs this recipe into the store {last['store']}",
+                        remedy=f"wait for it, or end it with `cuvee stop {last['job']}`",
+                    )
+                return str(last["job"]), False
+            taken = max(taken, *attempts, 0) + 1
+            try:
+                return self._submit(order, f"{base}-{taken}"), True
+            except Unavailable as error:
+                # Another command was quicker, or the job was deleted: Ray keeps an id for ever.
+                if "already exists" not in str(error):
+                    raise
+        raise Unavailable(f"no free submission id after {base}-{taken}")
+
+    def _submit(self, order: Order, name: str) -> str:
+        metadata = {"cuvee.recipe": order.recipe, "cuvee.hash": order.hash, "cuvee.store": order.store}
+        environment = {
+            "working_dir": str(order.folder),
+            "py_modules": [str(package) for package in order.packages],
+            "env_vars": dict(order.variables),
+        }
+        with self._errors():
+            return str(
+                self.client.submit_job(
+                    entrypoint=order.command, submission_id=name, runtime_env=environment, metadata=metadata
+                )
+            )
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """All jobs that `submit` started, oldest first."""
+        with self._errors():
+            found = [record(job) for job in self.client.list_jobs() if _ID.fullmatch(job.submission_id or "")]
+        return sorted(found, key=lambda job: (job["started"] or 0, number(job)))
+
+    def job(self, word: str) -> dict[str, Any]:
+        """The job of that id, or the last attempt of those whose id (with or without `cuvee-`) begins so."""
+        found = [job for job in self.jobs() if job["job"].startswith((word, f"cuvee-{word}"))]
+        exact = [job for job in found if job["job"] == word]
+        bases = {job["job"].rpartition("-")[0] for job in found}
+        if not exact and len(bases) != 1:
+            raise UserError(f"{len(bases)} recipes have a job that matches {word!r}", remedy="see `cuvee jobs`")
+        return max(exact or found, key=number)
+
+    def logs(self, name: str) -> str:
+        """All that a job has printed so far."""
+        with self._errors():
+            return str(self.client.get_job_logs(name))
+
+    def stop(self, name: str, patience: float = 30.0) -> dict[str, Any]:
+        """End a job and wait until it has ended. What it has finished stays in the store."""
+        with self._errors():
+            self.client.stop_job(name)
+        deadline = time.monotonic() + patience
+        while (job := self.job(name))["status"] not in ENDED:
+            if time.monotonic() > deadline:
+                raise Unavailable(f"{name} is still {job['status']} after {patience:g} s", remedy="try again")
+            time.sleep(0.5)
+        return job
+
+    def follow(self, name: str, write: Callable[[str], None]) -> dict[str, Any]:
+        """Hand on what a job prints until it has ended; a connection that breaks is made again."""
+        import aiohttp
+
+        seen, answered = 0, time.monotonic()
+
+        async def tail() -> None:
+            nonlocal seen
+            place = 0  # a new connection starts from the beginning of the log
+            async for text in self.client.tail_job_logs(name):
+                fresh = text[max(0, seen - place) :]
+                place += len(text)
+                if fresh:
+                    write(fresh)
+                    seen = place
+
+        while True:
+            try:
+                asyncio.run(tail())
+                job = self.job(name)
+            except (CuveeError, RuntimeError, OSError, aiohttp.ClientError) as error:
+                if time.monotonic() - answered > PATIENCE:
+                    raise Unavailable(
+                        f"{self.address} has not answered for {PATIENCE:g} s: {error}",
+                        remedy="the job may go on; submit again to follow or continue it",
+                    ) from error
+            else:
+                if job["status"] in ENDED:
+                    return job
+                answered = time.monotonic()
+            time.sleep(1.0)
+
+
+def record(job: Any) -> dict[str, Any]:
+    """What is said of a job; times are seconds since the epoch."""
+    said = job.metadata or {}
+    started, ended = (value / 1000 if value else None for value in (job.start_time, job.end_time))
+    return {
+        "job": job.submission_id,
+        "status": str(job.status),
+        "recipe": said.get("cuvee.recipe"),
+        "hash": said.get("cuvee.hash"),
+        "store": said.get("cuvee.store"),
+        "started": started,
+        "ended": ended,
+        "seconds": round((ended or time.time()) - started, 1) if started else None,
+        "message": job.message,
+        "exit_code": exit_code(str(job.status), job.driver_exit_code),
+        "command": redact(job.entrypoint),
+    }
+
+
+def exit_code(status: str, code: int | None) -> int | None:
+    """That of the job's command; 130 for a job that was stopped; None while it is live."""
+    if status not in ENDED:
+        return None
+    return {"SUCCEEDED": 0, "STOPPED": 130}.get(status, code if code is not None and code > 0 else 1)
+
+
+def number(job: Mapping[str, Any]) -> int:
+    """The attempt."""
+    return int(str(job["job"]).rpartition("-")[2])
+
+
+def check_store(url: str, *, ask: bool = True) -> None:
+    """UserError when a cluster cannot use the store: a relative path, or (if `ask`) a bucket that does not answer."""
+    if url.startswith("s3://"):
+        if not ask:
+            return
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        from services.store import Store
+
+        try:
+            Store(url).objects.children("runs")
+        except (BotoCoreError, ClientError) as error:
+            raise UserError(
+                f"the store {url} cannot be reached: {error}",
+                remedy="check the bucket and AWS_*; --no-check if only the cluster can reach it",
+            ) from error
+    elif not Path(url).is_absolute():
+        raise UserError(
+            f"the store {url!r} is a place of this machine", remedy="give --store s3://… or an absolute path there"
+        )
+
+
+def check_tracking(uri: str) -> None:
+    """UserError when a tracking server does not answer; files and databases are the cluster's."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    import httpx
+
+    try:
+        httpx.get(f"{uri.rstrip('/')}/health", timeout=ANSWER).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise UserError(
+            f"the tracking server {redact(uri)} does not answer: {error}",
+            remedy="open a tunnel to it; --no-check if only the cluster can reach it",
+        ) from error
+
+
+def _silent(address: str, why: str) -> UserError:
+    return UserError(
+        f"no Ray dashboard answers at {address}: {why}",
+        remedy="is the cluster up, and the tunnel open (`ray dashboard cluster.yaml`)? docs/cluster.md has more",
+    )
+
+
+@contextmanager
+def _hidden(names: Sequence[str]) -> Iterator[None]:
+    """Without these environment variables: Ray's client takes them before the address that it is given."""
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
