@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cuvee.protocols import Judge
 
 TABLE = "pool"
-ASKING = ("llm", "reward")
+ASKING = ("llm", "rating", "reward")
 """Judges that ask a model, which may be written without naming it: then it is the command's."""
 
 
