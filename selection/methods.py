@@ -259,7 +259,11 @@ def budget_of(config: SelectConfig, rows: int, of: str = "rows") -> int:
     budget = amount.rows_of(rows)
     if budget < 1:
         raise UserError(f"{config.amount!r} of {rows} {of} is none", remedy="raise the amount")
-    return budget if config.replacement else min(budget, rows)
+    if budget <= rows or config.replacement:
+        return budget
+    if config.by == "source":
+        return rows  # A source that has fewer gives all.
+    raise UserError(f"{config.amount} asked of {rows} {of}", remedy='lower the amount, or write "all"')
 
 
 def _choose(pool: Eligible, source: pa.ChunkedArray, config: SelectConfig, seed: int) -> Picked:

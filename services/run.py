@@ -19,6 +19,7 @@ from services.broker import Broker, Observer, Outcome
 from services.graph import Node, ordered
 from services.plan import ArmPlan, Plan, make_plan
 from services.recipe import Recipe, load
+from services.redact import redact
 from services.runtime import Runtime
 from services.store import Store
 from services.terminal import StepLines, Terminal
@@ -97,7 +98,11 @@ def run(request: Request, terminal: Terminal, log: Path) -> Result:
         tracker = stack.enter_context(RunTracker(store, plan, name))
         lines = StepLines(terminal, len(ordered(targets)))
         observers: list[Observer] = [lines, Lists(terminal), tracker]
-        outcomes = Broker(store, runtime, observers, keep_going=keep_going).run(targets)
+        try:
+            outcomes = Broker(store, runtime, observers, keep_going=keep_going).run(targets)
+        except BaseException as error:
+            store.save_run(name, manifest | {"status": "failed", "error": redact(str(error) or "interrupted")})
+            raise
         runtime.close()
         found = results.collect(plan, store)
         seconds = time.time() - start
@@ -131,8 +136,6 @@ def run_name(recipe: Recipe) -> str:
 
 def manifest_of(plan: Plan, name: str, request: Request, start: float) -> dict[str, Any]:
     """What is kept of a run, for the report, lineage and prune."""
-    from services.redact import redact
-
     nodes = ordered(plan.targets)
     return {
         "name": name,

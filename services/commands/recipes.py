@@ -149,8 +149,14 @@ def find_run(store: Any, word: str) -> str:
 
 
 def log_file(store: str, name: str) -> Path:
-    """The log of a command, beside a local store."""
-    base = Path(store) if "://" not in store else Path("cuvee-logs")
+    """The log of a command, beside a local store. Raises UserError when the store cannot be written."""
+    from services.store import Store
+
+    if "://" in store:
+        base = Path("cuvee-logs")
+    else:
+        base = Path(store)
+        Store(store).check_writable()
     return (base / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}.log").resolve()
 
 
