@@ -116,9 +116,9 @@ def test_a_cluster_without_scores() -> None:
 def test_every_draw_is_exact_and_no_row_comes_twice(
     sizes: list[int], amount: int, rounds: int, rule: str, first: str, differing: list[float]
 ) -> None:
-    setting = config(f"{amount} rows", rounds=rounds, update=rule, first=first)
-    selection, state = run(pool(sizes), setting, dict(enumerate(differing)))
     total = min(amount, sum(sizes))
+    setting = config(f"{total} rows", rounds=rounds, update=rule, first=first)
+    selection, state = run(pool(sizes), setting, dict(enumerate(differing)))
     number = selection["round"].to_numpy()
     assert np.bincount(number[number > 0], minlength=rounds + 1)[1:].tolist() == [
         share(setting, total, i) for i in range(1, rounds + 1)

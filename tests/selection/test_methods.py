@@ -224,7 +224,9 @@ def test_what_a_method_misses_is_named() -> None:
 def test_amounts() -> None:
     table, _, _ = pool()
     assert len(chosen(select(table, config("random", "1/3"), rng_seed=0))) == 40
-    assert len(chosen(select(table, config("random", "500 rows"), rng_seed=0))) == 120
+    assert len(chosen(select(table, config("random", "120 rows"), rng_seed=0))) == 120
+    with pytest.raises(UserError, match="500 rows asked of 120 rows"):
+        select(table, config("random", "500 rows"), rng_seed=0)
     for amount, message in [("3M tokens", "rows or a fraction"), ("2x", "rows or a fraction"), ("1/500", "is none")]:
         with pytest.raises(UserError, match=message):
             select(table, config("random", amount), rng_seed=0)
