@@ -92,7 +92,7 @@ def _score(score: Mapping[str, Any]) -> list[str]:
         *(f"{score[name]:.4f}" for name in ("mean_a", "mean_b")),
         f"{score['difference']:+.4f}",
         f"{score['low']:+.4f} to {score['high']:+.4f}",
-        f"{score['p_holm']:.3f}",
+        p_value(score["p_holm"]),
         str(score["n"]),
         _NOISE[score["more_than_noise"]],
     ]
@@ -111,7 +111,7 @@ def _seeds(seeds: Iterable[Mapping[str, Any]]) -> list[str]:
                 ", ".join(map(str, s["seeds"])),
                 f"{s['mean']:+.4f}",
                 f"{s['low']:+.4f} to {s['high']:+.4f}",
-                f"{s['p']:.3f}",
+                p_value(s["p"]),
                 _NOISE[s["more_than_noise"]],
             ]
             for s in seeds
@@ -127,12 +127,17 @@ def table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
 
 def cell(text: str) -> str:
     """Text that stays in its cell: names and reasons may come from data."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
 
 
 def value(of: Any) -> str:
     """A setting as it would be written."""
     return of if isinstance(of, str) else json.dumps(of, ensure_ascii=False)
+
+
+def p_value(p: float) -> str:
+    """A p-value to three places; what is smaller is said to be."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _short(key: str | None) -> str:

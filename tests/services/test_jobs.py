@@ -171,7 +171,7 @@ def answering(status: int, body: str) -> Iterator[str]:
 def test_what_answers_must_be_rays_dashboard_of_this_version() -> None:
     with answering(200, "hello") as address, pytest.raises(UserError, match="is no Ray dashboard"):
         Cluster(address)
-    with answering(401, "Unauthorized") as address, pytest.raises(UserError, match="asks for a token.*RAY_AUTH_MODE"):
+    with answering(401, "Unauthorized") as address, pytest.raises(UserError, match=r"asks for a token.*RAY_AUTH_MODE"):
         Cluster(address)
     version = json.dumps({"version": "4", "ray_version": "2.9.0", "ray_commit": "", "session_name": ""})
     with answering(200, version) as address, pytest.raises(UserError, match=r"runs Ray 2.9.0, .*install ray=="):
@@ -181,7 +181,7 @@ def test_what_answers_must_be_rays_dashboard_of_this_version() -> None:
 def test_an_address_that_does_not_answer() -> None:
     with answering(200, "") as address:
         pass
-    with pytest.raises(UserError, match="no Ray dashboard answers.*ray dashboard cluster.yaml"):
+    with pytest.raises(UserError, match=r"no Ray dashboard answers.*ray dashboard cluster.yaml"):
         Cluster(address)
     with pytest.raises(UserError, match="write it like http://"):
         Cluster("ray://head:10001")
@@ -208,8 +208,8 @@ def test_stores_and_trackers_that_a_cluster_cannot_use(monkeypatch: pytest.Monke
         check_tracking(address)
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
     check_tracking("sqlite:////shared/mlflow.db")
-    with pytest.raises(UserError, match="does not answer.*--no-check"):
+    with pytest.raises(UserError, match=r"does not answer.*--no-check"):
         check_tracking(address)
-    with pytest.raises(UserError, match="cannot be reached.*--no-check"):
+    with pytest.raises(UserError, match=r"cannot be reached.*--no-check"):
         check_store("s3://bucket/x")
     check_store("s3://bucket/x", ask=False)
