@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from services.report import charts, pool_charts, sweep_charts
+from services.report import charts, pool_charts, score_charts, sweep_charts
 from services.report.figure import Figures
 
 
@@ -16,12 +16,12 @@ def draw(
     figures = Figures()
     several = len(view["manifest"]["arms"]) > 1
     places: dict[str, list[dict[str, Any]]] = {
-        "forest": charts.forest(figures, view["results"]["changes"], several),
+        "forest": score_charts.forest(figures, view["results"]["changes"], several),
         "mixture": _some(charts.mixture(figures, view["stages"], several)),
         "targets": _some(charts.targets(figures, view["responses"])),
         "loss": charts.losses(figures, view["training"]),
         "rates": charts.rates(figures, view["training"]),
-        "scores": charts.before_after(figures, lines, several),
+        "scores": score_charts.before_after(figures, lines, several),
         "scaling": [],
         "parallel": [],
     }

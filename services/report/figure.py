@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from services.report.texts import cut
@@ -53,7 +53,22 @@ def looks(number: int) -> dict[str, str]:
     return {
         "color": PALETTE[number % (len(PALETTE) - 1)],
         "symbol": SYMBOLS[number % len(SYMBOLS)],
-        "dash": DASHES[(number // (len(PALETTE) - 1)) % len(DASHES)],
+        "dash": DASHES[number % len(DASHES)],
+    }
+
+
+def bars(name: str, values: Sequence[float | None], names: Sequence[str], color: str, pattern: str, said: str) -> Trace:
+    """Horizontal bars, one a name; `said` is how the hover text shows the value."""
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "name": name,
+        "x": list(values),
+        "y": list(range(len(values))),
+        "marker": {"color": color, "pattern": {"shape": pattern}},
+        "text": [plain(text) for text in names],
+        "textposition": "none",
+        "hovertemplate": f"%{{text}}<br>{name}: {said}<extra></extra>",
     }
 
 
@@ -80,11 +95,15 @@ class Figures:
     def add(
         self, caption: str, alt: str, data: list[Trace], layout: Mapping[str, Any], *, height: int = 320
     ) -> dict[str, Any]:
-        """`caption` is shown below, `alt` is what a screen reader says instead of the picture."""
+        """`caption` is shown below, `alt` is what a screen reader says instead of the picture.
+
+        `height` is in pixels. On a phone the entries of a long legend stand in a column, for which `legend` is added.
+        """
         import plotly.graph_objects as go
 
         several = sum(trace.get("showlegend", True) and bool(trace.get("name")) for trace in data)
-        basic = {"template": "none", "showlegend": 1 < several <= LEGEND, "hovermode": "closest"}
+        basic: dict[str, Any] = {"template": "none", "showlegend": 1 < several <= LEGEND, "hovermode": "closest"}
+        basic["legend"] = {"traceorder": "normal"}
         figure = go.Figure(data=data, layout={**basic, **layout})
         name = f"chart-{next(self._numbers)}"
         self.made[name] = {
@@ -92,6 +111,7 @@ class Figures:
             "caption": caption,
             "alt": alt,
             "height": height,
+            "legend": 17 * several if 3 < several <= LEGEND else 0,
             **json.loads(figure.to_json()),
         }
         return self.made[name]

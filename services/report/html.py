@@ -31,7 +31,11 @@ def html(view: Mapping[str, Any]) -> str:
     from services.report.drawing import draw
 
     environment = Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     names = ("number", "signed", "percent", "between", "signed_between", "duration", "moment", "cut")
     environment.filters |= {name: getattr(texts, name) for name in names}
@@ -55,7 +59,7 @@ def html(view: Mapping[str, Any]) -> str:
 
 
 def summary(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A line for each arm, task and later model, with the score of base and the paired change; base alone if no other."""
+    """A line for each arm, task and later model with base's score and the paired change; base alone if no other."""
     changes = {(c["arm"], c["point"], c["task"]): c for c in results["changes"]}
     base = {(s["arm"], s["task"]): s for s in results["scores"] if s["point"] == "base"}
     later = [s for s in results["scores"] if s["point"] != "base"]

@@ -25,7 +25,10 @@ _COLUMNS = ["item", "group", "metric", "main", "score", "prompt", "prediction", 
 
 
 def compared(artifacts: Artifacts, arms: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One entry for each (arm, point, task) with a base: how many items changed, and those that are shown."""
+    """One entry for each (arm, point, task) with a base: how many items changed, and those that are shown.
+
+    Tasks with right and wrong come first.
+    """
     pairs = list(_pairs(artifacts, arms))
     limit = max(10, min(FLIPPED, ALL_ITEMS // max(1, len(pairs))))
     found = []
@@ -34,7 +37,7 @@ def compared(artifacts: Artifacts, arms: Iterable[Mapping[str, Any]]) -> list[di
         entry = artifacts.attempt(what, _entry, artifacts, before, after, limit)
         if entry:
             found.append({"arm": arm, "point": point, "task": task, **entry})
-    return found
+    return sorted(found, key=lambda entry: not entry["flips"])
 
 
 def _pairs(artifacts: Artifacts, arms: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, str, str, str]]:

@@ -11,51 +11,69 @@ from typing import Any
 
 from services.report.texts import between, number, percent, signed, signed_between
 
+Cells = list[list[Any]]
+
 
 def markdown(view: Mapping[str, Any]) -> str:
     """Tables of everything that the summary page shows."""
     results = view["results"]
-    parts = [f"# {safe(view['run'])}", " ".join(safe(s) for s in view["verdict"])]
+    parts = [f"# {safe(view['run'])}", " ".join(safe(sentence) for sentence in view["verdict"])]
     if view["unfinished"]:
         lines = [f"- {safe(s['label'])}: {safe(s['status'])} {safe(s['error'])}".rstrip() for s in view["unfinished"]]
         parts += ["## Not done", "\n".join(lines)]
-    scores = [
+    parts += table("Scores", "arm, model, task, metric, score, 95% interval, items", _scores(results))
+    parts += table("Changes from base", "arm, model, task, change, 95% interval, p (Holm), verdict", _changes(results))
+    parts += table("Retention", "arm, model, mean drop, 95% interval", _retention(results))
+    parts += table("Declared contrasts", "contrast, a minus b, 95% interval, p (Holm), verdict", _contrasts(results))
+    if paper := view["published"]:
+        lines_ = [[r["arm"], r["metric"], number(r["paper"]), number(r["ours"])] for r in paper["rows"]]
+        parts += table(f"Beside the paper: {paper['source']}", "arm, metric, paper, here", lines_)
+    rows = [[t["table"], s["label"], number(s["rows"]), removed(s)] for t in view["tables"] for s in t["steps"]]
+    parts += table("Rows", "table, after, rows, taken away", rows)
+    columns = "arms, stage, table, asked, rows, unique, repeat, tokens, share of tokens"
+    parts += table("Mixtures", columns, _mixtures(view["stages"]))
+    command = view["command"].replace("\n", "\n    ")
+    return "\n\n".join([*parts, "## Run it again", f"    {command}"]) + "\n"
+
+
+def _scores(results: Mapping[str, Any]) -> Cells:
+    return [
         [s["arm"], s["point"], s["task"], s["metric"], number(s["mean"]), between(s["low"], s["high"]), number(s["n"])]
         for s in results["scores"]
     ]
-    parts += table("Scores", ["arm", "model", "task", "metric", "score", "95% interval", "items"], scores)
-    changes = [
-        [c["arm"], c["point"], c["task"], signed(c["difference"]), signed_between(c["low"], c["high"])]
-        + [number(c["p_holm"]), c["standing"]]
-        for c in results["changes"]
-    ]
-    columns = ["arm", "model", "task", "change from base", "95% interval", "p (Holm)", "verdict"]
-    parts += table("Changes from base", columns, changes)
-    drops = [
+
+
+def _changes(results: Mapping[str, Any]) -> Cells:
+    found = []
+    for c in results["changes"]:
+        interval = signed_between(c["low"], c["high"])
+        figures = [signed(c["difference"]), interval, number(c["p_holm"])]
+        found.append([c["arm"], c["point"], c["task"], *figures, c["standing"]])
+    return found
+
+
+def _retention(results: Mapping[str, Any]) -> Cells:
+    return [
         [d["arm"], d["point"], signed(d["drop"]), signed_between(d["low"], d["high"])] for d in results["retention"]
     ]
-    parts += table("Retention", ["arm", "model", "mean drop", "95% interval"], drops)
-    contrasts = [
-        [c["name"], signed(c.get("mean")), signed_between(c.get("low"), c.get("high")), number(c.get("p_holm"))]
-        + [c["verdict"]]
-        for c in results["contrasts"]
-    ]
-    parts += table("Declared contrasts", ["contrast", "a minus b", "95% interval", "p (Holm)", "verdict"], contrasts)
-    if view["published"]:
-        paper = [[r["arm"], r["metric"], number(r["paper"]), number(r["ours"])] for r in view["published"]["rows"]]
-        parts += table(f"Beside the paper: {view['published']['source']}", ["arm", "metric", "paper", "here"], paper)
-    rows = [[t["table"], s["label"], number(s["rows"]), removed(s)] for t in view["tables"] for s in t["steps"]]
-    parts += table("Rows", ["table", "after", "rows", "taken away"], rows)
-    mixes = [
-        [", ".join(stage["arms"]), stage["stage"], line["table"], line["asked"], number(line["rows"])]
-        + [number(line["unique"]), number(line["repeat"]), number(line["tokens"]), percent(line["token_share"])]
-        for stage in view["stages"]
-        for line in stage["realised"]
-    ]
-    columns = ["arms", "stage", "table", "asked", "rows", "unique", "repeat", "tokens", "share of tokens"]
-    parts += table("Mixtures", columns, mixes)
-    parts += ["## Run it again", f"    {view['command']}"]
-    return "\n\n".join(parts) + "\n"
+
+
+def _contrasts(results: Mapping[str, Any]) -> Cells:
+    found = []
+    for c in results["contrasts"]:
+        interval = signed_between(c.get("low"), c.get("high"))
+        found.append([c["name"], signed(c.get("mean")), interval, number(c.get("p_holm")), c["verdict"]])
+    return found
+
+
+def _mixtures(stages: Iterable[Mapping[str, Any]]) -> Cells:
+    found = []
+    for stage in stages:
+        for line in stage["realised"]:
+            counts = [number(line[name]) for name in ("rows", "unique", "repeat", "tokens")]
+            place = [", ".join(stage["arms"]), stage["stage"], line["table"], line["asked"]]
+            found.append([*place, *counts, percent(line["token_share"])])
+    return found
 
 
 def removed(step: Mapping[str, Any]) -> str:
@@ -64,12 +82,13 @@ def removed(step: Mapping[str, Any]) -> str:
     return ", ".join(f"{step[word]:,} {word}" for word in words if step[word])
 
 
-def table(title: str, columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> list[str]:
-    """A heading and a table; nothing when there are no lines."""
+def table(title: str, columns: str, lines: Iterable[Sequence[Any]]) -> list[str]:
+    """A heading and a table whose columns are given with commas; nothing when there are no lines."""
     listed = [[safe(cell) for cell in line] for line in lines]
     if not listed:
         return []
-    head = [list(columns), ["---"] * len(columns)]
+    names = columns.split(", ")
+    head = [names, ["---"] * len(names)]
     return [f"## {safe(title)}", "\n".join("| " + " | ".join(line) + " |" for line in [*head, *listed])]
 
 

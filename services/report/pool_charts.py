@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from services.report.figure import GREY, PALETTE, SYMBOLS, Figures, Trace, horizontal, looks, names_axis, plain, wrapped
+from services.report.figure import (
+    GREY,
+    PALETTE,
+    SYMBOLS,
+    Figures,
+    Trace,
+    bars,
+    horizontal,
+    looks,
+    names_axis,
+    plain,
+    wrapped,
+)
 from services.report.texts import number, percent
 
 COLOURED = 9
@@ -41,12 +53,13 @@ def pool_map(figures: Figures, pool: Mapping[str, Any]) -> dict[str, Any]:
         data += [_key("chosen", GREY, "diamond"), _key("not chosen", GREY, "circle-open")]
     chosen = sum(points["selected"])
     caption = (
-        f"{len(points['x']):,} sampled rows of the pool on their first two principal components "
-        f"({percent(points['variance'])} of the variance); the {chosen:,} chosen ones are filled diamonds. "
-        "Chosen rows are sampled apart, so their share here is not their share in the pool."
+        f"{len(points['x']):,} of {pool['pool']:,} rows of the pool on their first two principal components "
+        f"({percent(points['variance'])} of the variance); the {chosen:,} chosen ones are filled diamonds."
     )
+    if len(points["x"]) < pool["pool"]:
+        caption += " Chosen rows are sampled apart, so their share here is not their share in the pool."
     axis = {"showticklabels": False, "zeroline": False}
-    layout = {"xaxis": axis, "yaxis": axis, "dragmode": "pan"}
+    layout = {"xaxis": axis, "yaxis": axis, "dragmode": "pan", "margin": {"l": 5, "b": 5}}
     return figures.add(caption, f"Map of the pool of {pool['label']}. {caption}", data, layout, height=460)
 
 
@@ -96,24 +109,12 @@ def cluster_shares(figures: Figures, pool: Mapping[str, Any]) -> dict[str, Any]:
     lines = pool["clusters"][:SHOWN]
     names = [f"{c['cluster']}: {', '.join(c['keywords'][:2])}" for c in lines]
     data = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "name": word,
-            "x": [c[column] for c in lines],
-            "y": list(range(len(lines))),
-            "marker": {"color": color, "pattern": {"shape": pattern}},
-            "text": [plain(name) for name in names],
-            "textposition": "none",
-            "hovertemplate": f"%{{text}}<br>{word}: %{{x:.1%}}<extra></extra>",
-        }
-        for word, column, color, pattern in (
-            ("of the pool", "share", GREY, ""),
-            ("of the chosen", "chosen_share", PALETTE[0], "/"),
-        )
+        bars("of the pool", [c["share"] for c in lines], names, GREY, "", "%{x:.1%}"),
+        bars("of the chosen", [c["chosen_share"] for c in lines], names, PALETTE[0], "/", "%{x:.1%}"),
     ]
-    first = f"The {SHOWN} largest of {pool['cluster_count']} clusters" if pool["cluster_count"] > SHOWN else "Clusters"
-    caption = f"{first}: share of the pool and of the chosen rows. {pool['reached']} of {pool['cluster_count']} clusters have a chosen row."
+    count, reached = pool["cluster_count"], pool["reached"]
+    first = f"The {SHOWN} largest of {count} clusters" if count > SHOWN else "Clusters"
+    caption = f"{first}: share of the pool and of the chosen rows. {reached} of {count} clusters have a chosen row."
     layout = {"barmode": "group", "yaxis": names_axis(names), "xaxis": {"tickformat": ".0%", "rangemode": "tozero"}}
     return figures.add(caption, caption, data, layout, height=110 + 34 * len(lines))
 
@@ -170,7 +171,8 @@ def round_weights(figures: Figures, pool: Mapping[str, Any]) -> dict[str, Any]:
                 "y": [w for _, w in line],
                 "line": {"color": look["color"], "dash": look["dash"]},
                 "marker": {"color": look["color"], "symbol": SYMBOLS[i % len(SYMBOLS)], "size": 7},
-                "hovertemplate": f"{plain(name, 60)}<br>round %{{x}}: %{{y:.1%}}<extra></extra>",
+                "meta": plain(name, 60),
+                "hovertemplate": "%{meta}<br>round %{x}: %{y:.1%}<extra></extra>",
             }
         )
     caption = f"Weights of clusters by round, the {len(shown)} of {len(lines)} that moved most."

@@ -15,7 +15,7 @@
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const coarse = matchMedia("(pointer: coarse)").matches;
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const config = { responsive: true, displayModeBar: false };
 
   const themed = (layout) => {
     const text = colour("--text"), soft = colour("--soft"), line = colour("--line"), back = colour("--back");
@@ -23,7 +23,7 @@
     const result = {
       ...layout, autosize: true, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: narrow ? 11 : 12.5, color: text },
-      margin: { l: 50, r: 15, t: 30, b: 45 },
+      margin: { l: 50, r: 15, t: 30, b: 45, ...layout.margin },
       hoverlabel: { bgcolor: back, bordercolor: soft, font: { color: text }, align: "left" },
       legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", font: { color: text }, ...layout.legend },
     };
@@ -109,12 +109,21 @@
   const words = { gained: "now right", lost: "now wrong", moved: "moved" };
   const PAGE = 20;
 
-  const side = (title, answer) => {
+  const rounded = (value) => String(Number(value.toFixed(4)));
+
+  const side = (title, answer, right) => {
     const box = make("div");
-    box.append(make("h5", answer.score === null ? title : `${title} · score ${Number(answer.score.toFixed(4))}`));
+    const degree = answer.score === null ? title : `${title}: ${rounded(answer.score)}`;
+    box.append(make("h5", right === undefined ? degree : `${title}: ${right ? "right" : "wrong"}`));
     if (answer.answer) box.append(make("pre", answer.answer));
     if (answer.reason) box.append(make("p", answer.reason, "why"));
     return box;
+  };
+
+  // Both ends of a prompt: few-shot prompts and passages have what differs at the end.
+  const brief = (text) => {
+    const folded = text.trim().replace(/\s+/g, " ");
+    return folded.length > 160 ? `${folded.slice(0, 60)} … ${folded.slice(-95)}` : folded;
   };
 
   const card = (entry) => {
@@ -124,11 +133,16 @@
     head.append(make("span", words[item.change], `mark ${{ gained: "good", lost: "bad" }[item.change] || "plain"}`));
     head.append(make("small", [group.point, entry.arm, item.group, item.item].filter(Boolean).join(" · ")));
     const prompt = make("details");
-    prompt.append(make("summary", item.prompt.trim().slice(0, 110).replace(/\s+/g, " ") + (item.prompt.length > 110 ? "…" : "")));
-    prompt.append(make("pre", item.prompt));
-    const answers = make("div", undefined, "answers");
-    answers.append(side("base", item.base), side(group.point, item.tuned));
-    box.append(head, prompt, answers);
+    prompt.append(make("summary", brief(item.prompt) || "prompt"), make("pre", item.prompt));
+    box.append(head, prompt);
+    if (item.base.answer || item.tuned.answer || item.base.reason || item.tuned.reason) {
+      const answers = make("div", undefined, "answers");
+      const right = { gained: [false, true], lost: [true, false] }[item.change] || [];
+      answers.append(side("base", item.base, right[0]), side(group.point, item.tuned, right[1]));
+      box.append(answers);
+    } else if (item.base.score !== null) {
+      box.append(make("p", `${item.metric}: ${rounded(item.base.score)} of base, ${rounded(item.tuned.score)} of ${group.point}`));
+    }
     if (item.reference) {
       box.append(make("h5", "reference"), make("pre", item.reference));
     }

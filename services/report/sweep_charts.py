@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ ARMS = 60
 
 
 def scaling(figures: Figures, curve: Mapping[str, Any], lower: list[str]) -> list[dict[str, Any]]:
-    """A figure a metric: a line for each choice of the other settings, with a dashed fit where there are four points."""
+    """A figure a metric: a line for each choice of other settings, with a dotted fit where there are four points."""
     made = []
     for entry in curve["metrics"][:METRICS]:
         data: list[Trace] = []
@@ -31,7 +32,8 @@ def scaling(figures: Figures, curve: Mapping[str, Any], lower: list[str]) -> lis
                     "error_y": {"type": "data", "array": [sd or 0 for sd in line["sd"]], "color": look["color"]},
                     "line": {"color": look["color"], "width": 2},
                     "marker": {"color": look["color"], "symbol": look["symbol"], "size": 8},
-                    "hovertemplate": f"{plain(name, 60)}<br>%{{x:.4g}}: %{{y:.4g}}<extra></extra>",
+                    "meta": plain(name, 60),
+                    "hovertemplate": "%{meta}<br>%{x:.4g}: %{y:.4g}<extra></extra>",
                 }
             )
             if line["fit"]:
@@ -40,7 +42,9 @@ def scaling(figures: Figures, curve: Mapping[str, Any], lower: list[str]) -> lis
         if not data:
             continue
         better = "lower" if entry["metric"] in lower else "higher"
-        caption = f"{entry['metric']} over {curve['setting']} ({better} is better). Bars are one standard deviation over seeds."
+        caption = f"{entry['metric']} over {curve['setting']} ({better} is better)."
+        if any(sd is not None for line in entry["lines"] for sd in line["sd"]):
+            caption += " Bars are one standard deviation over seeds."
         if fits:
             caption += " Fits in the logarithm: " + "; ".join(fits[:6]) + "."
         ticks = curve["ticks"]
@@ -58,8 +62,6 @@ def scaling(figures: Figures, curve: Mapping[str, Any], lower: list[str]) -> lis
 
 
 def _fit(line: Mapping[str, Any], color: str) -> Trace:
-    import math
-
     xs = sorted(x for x in line["x"] if x > 0)
     ys = [line["fit"]["start"] + line["fit"]["slope"] * math.log10(x) for x in xs]
     style = {"color": color, "dash": "dot", "width": 1.5}

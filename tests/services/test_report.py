@@ -1,0 +1,201 @@
+"""What the report says, from small stores made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cuvee.errors import UserError
+from services.report import write
+from services.report.artifacts import Artifacts
+from services.report.gather import gather
+from services.report.pools import project
+from services.report.published import published
+from services.report.sweep import amount, fit
+from services.report.verdict import standing, verdict
+from services.store import Store
+from tests import reports
+from tests.reports import RUN, Maker, arm, change, score
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return reports.single(tmp_path_factory.mktemp("single"))
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return reports.several(tmp_path_factory.mktemp("several"))
+
+
+# What it says
+
+
+def test_the_verdict_names_what_is_clear_and_what_was_forgotten(single: Store) -> None:
+    said = " ".join(gather(single, RUN)["verdict"])
+    assert "Better than base on loss.shop −0.500 nats per token (95% interval −0.600 to −0.400)" in said
+    assert "1 of 2 comparisons over 2 tasks show no difference" in said
+    assert "the model forgot, mean drop +0.080" in said
+    assert "One seed" in said
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "metric", "expected"),
+    [
+        (0.1, 0.3, 0.01, "accuracy", "better"),
+        (0.1, 0.3, 0.01, "loss", "worse"),
+        (-0.3, -0.1, 0.01, "loss", "better"),
+        (0.1, 0.3, 0.2, "accuracy", "better, not after correction"),
+        (-0.1, 0.3, 0.01, "accuracy", "no difference shown"),
+        (0.0, 0.3, 0.01, "accuracy", "no difference shown"),
+    ],
+)
+def test_standing_follows_interval_correction_and_direction(
+    low: float, high: float, p: float, metric: str, expected: str
+) -> None:
+    assert standing(change("t", low, high, p, metric=metric)) == expected
+
+
+def test_a_run_without_results_says_so() -> None:
+    nothing = {"scores": [], "changes": [], "retention": [], "contrasts": []}
+    assert verdict({"arms": []}, nothing, 2) == [
+        "Nothing was measured yet.",
+        "2 steps are not done, so this is a part of the run.",
+    ]
+
+
+def test_the_view_holds_the_artifacts(single: Store) -> None:
+    view = gather(single, RUN)
+    assert view["notes"] == []
+    load, *_, select, _ = view["tables"][0]["steps"]
+    assert [r["count"] for r in load["reasons"]] == [3]
+    assert load["files"]["rejected"].endswith("rejected.jsonl")
+    assert (select["pool"], select["rows"]) == (60, 20)
+    pool = view["pools"][0]
+    assert {c["cluster"]: (c["size"], c["chosen"]) for c in pool["clusters"]} == {0: (30, 10), 1: (30, 10)}
+    words = {c["cluster"]: set(c["keywords"]) for c in pool["clusters"]}
+    assert words[0] >= {"stones", "rocks"}
+    assert words[1] >= {"apples", "pears"}
+    assert len(pool["map"]["x"]) == 60
+    assert sum(pool["map"]["selected"]) == 20
+    assert view["stages"][0]["realised"][0]["asked_rows"] == 10
+    counts = view["responses"][0]["logprobs"]["kinds"]
+    assert all(sum(found["counts"]) == 20 for found in counts.values())
+    quiz = view["compared"][0]
+    assert (quiz["both"], quiz["gained"], quiz["lost"]) == (3, 1, 1)
+    assert {item["change"] for item in quiz["items"]} == {"gained", "lost"}
+    assert view["command"].startswith("cuvee run recipes/demo.yaml --profile cpu --set train.lr=1e-5 --store ")
+
+
+def test_the_projection_is_the_principal_components() -> None:
+    """Against the eigenvectors of the covariance."""
+    data = np.random.default_rng(1).normal(size=(50, 5)) * [5, 3, 1, 0.5, 0.1]
+    where, share = project(data)
+    values, axes = np.linalg.eigh(np.cov(data.T))
+    expected = (data - data.mean(axis=0)) @ axes[:, ::-1][:, :2]
+    assert np.allclose(np.abs(where), np.abs(expected))
+    assert share == pytest.approx(values[::-1][:2].sum() / values.sum())
+
+
+def test_fits_and_amounts() -> None:
+    assert [amount(t) for t in ("1/4", "all", "none", "500 rows", "0.5", "kmq")] == [0.25, 1, 0, 500, 0.5, None]
+    found = fit([1, 10, 100, 1000], [2.0, 5.0, 8.0, 11.0])
+    assert found == pytest.approx({"start": 2.0, "slope": 3.0, "r2": 1.0})
+    assert fit([1, 10, 100], [1, 2, 3]) is None
+
+
+def test_a_sweep_averages_seeds_and_follows_the_setting(several: Store) -> None:
+    sweep = gather(several, RUN)["sweep"]
+    assert [v["name"] for v in sweep["variants"]] == ["k=1/64", "k=1/16", "k=1/4", "k=all"]
+    assert sweep["variants"][1]["mean"] == pytest.approx({"math": 0.3, "chat": 6.5, "retention.drop": 0.01})
+    assert sweep["variants"][3]["values"]["math"] == pytest.approx([0.5])
+    assert sweep["lower"] == ["retention.drop"]
+    (curve,) = sweep["curves"]
+    assert (curve["setting"], curve["log"]) == ("strategy.k", True)
+    assert [t["text"] for t in curve["ticks"]] == ["1/64", "1/16", "1/4", "all"]
+    line = curve["metrics"][0]["lines"][0]
+    assert line["fit"]["r2"] == pytest.approx(1.0)
+    assert line["fit"]["slope"] == pytest.approx(0.1 / np.log10(4))
+
+
+def test_the_paper_stands_beside_ours_in_its_unit(several: Store) -> None:
+    lines = {line["metric"]: line for line in gather(several, RUN)["published"]["rows"]}
+    assert lines["math"]["ours"] == pytest.approx(40.0)
+    assert lines["chat"]["ours"] == pytest.approx(5.5)
+    assert (lines["math"]["runs"], lines["nothing"]["ours"]) == (2, None)
+
+
+def test_the_mean_of_a_suite_needs_all_its_tasks(tmp_path: Path) -> None:
+    tasks = ("mmlu", "truthfulqa_mc2", "hellaswag", "winogrande")
+    results: dict[str, Any] = {
+        "retention": [],
+        "scores": [score(t, "sft", 0.1 * i, arm="a") for i, t in enumerate(tasks)],
+    }
+    manifest: dict[str, Any] = {"profiles": [], "overrides": [], "arms": [arm("a", {"x": "1"}, points={"sft": "m"})]}
+    manifest["recipe"] = {"published": {"source": "s", "rows": [{"arm": {"x": 1}, "scores": {"s3ft": 50.0}}]}}
+
+    nothing = Artifacts(Store(str(tmp_path)), {"nodes": {}})
+    found = published(nothing, manifest, results)
+    assert found is not None
+    assert found["rows"][0]["ours"] == pytest.approx(15.0)
+    results["scores"].pop()
+    found = published(nothing, manifest, results)
+    assert found is not None
+    assert found["rows"][0]["ours"] is None
+
+
+# Missing parts
+
+
+def test_a_failed_step_leaves_a_report(several: Store, tmp_path: Path) -> None:
+    text = write(several, RUN, tmp_path / "report.html").read_text()
+    assert "1 of 2 steps are not done" in text
+    assert "out of memory" in text
+    assert "No training is done." in text
+
+
+def test_a_run_that_has_only_begun_leaves_a_report(tmp_path: Path) -> None:
+    maker = Maker(tmp_path / "store")
+    load = maker.node("load-1", "shop · load")
+    table = {"shop": {"rows": load, "steps": [load], "held": []}}
+    store = maker.save([arm("main", tables=table)], None, status="running")
+    assert "Nothing was measured yet." in write(store, RUN, tmp_path / "report.html").read_text()
+
+
+def test_a_file_that_is_gone_is_noted(tmp_path: Path) -> None:
+    maker = Maker(tmp_path / "store")
+    train = maker.make("train-1", "sft · train", {"steps": 5})
+    select = maker.make("select-1", "shop · select", {"rows": 5}, inputs={"rows": train})
+    assert select
+    store = maker.save([arm("main", stages={"sft": {"list": "x", "train": train}})], {})
+    notes = gather(store, RUN)["notes"]
+    assert any("metrics.jsonl" in note for note in notes)
+    assert any("selection.parquet" in note for note in notes)
+    assert "Could not be shown" in write(store, RUN, tmp_path / "report.html").read_text()
+
+
+def test_an_unknown_run_or_form_is_refused(single: Store, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run 'other'"):
+        write(single, "other", tmp_path / "report.html")
+    with pytest.raises(UserError, match="no report is written as 'pdf'"):
+        write(single, RUN, tmp_path / "report.pdf")
+
+
+def test_markdown_and_json(single: Store, several: Store, tmp_path: Path) -> None:
+    text = write(several, RUN, tmp_path / "report.md").read_text()
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "| k=1/4,seed=0 | sft | math | accuracy | 0.400 | 0.350 to 0.450 | 40 |" in text
+    assert "| k=1/4 | math | 43.100 | 40.000 |" in text
+    widths = {
+        line.count("|") - line.count("\\|") for line in text.split("## Scores")[1].split("##")[0].split("\n") if line
+    }
+    assert widths == {8}
+    view = json.loads(write(single, RUN, tmp_path / "view", form="json").read_text())
+    assert view["results"]["scores"][0]["mean"] == 0.5
+    sparse = json.loads(write(several, RUN, tmp_path / "several.json").read_text())
+    assert sparse["results"]["contrasts"][0]["p"] is None
