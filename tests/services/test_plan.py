@@ -1,0 +1,147 @@
+"""From recipes to graphs: what is shared, what is not and why, and what has to be there before what."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from services.arms import expand
+from services.figures import Figures, difference, figures
+from services.graph import ordered
+from services.plan import Plan, make_plan
+from services.recipe import load, loads
+from services.store import Store
+
+ROOT = Path(__file__).parent.parent.parent
+SHIPPED = sorted([*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "recipes" / "effects").glob("*.yaml")])
+
+DMT = """
+version: 1
+name: sweep
+models: {tiny: {id: MODEL}}
+data:
+  math: {from: MATH, do: [{holdout: {amount: 4 rows, near: null}}]}
+  chat: {from: CHAT, do: [{holdout: {amount: 4 rows, near: null}}]}
+let: {k: none}
+stages:
+  special: {mix: {math: all}}
+  general: {mix: {chat: all, math: $k}, init: special}
+train: {epochs: 1, global_batch: 4, max_len: 64}
+evaluate: {gold_loss: [math, chat], at: [base, special, general]}
+arms: {grid: {k: [none, 1/4, all]}}
+"""
+
+
+@pytest.fixture
+def text(tmp_path: Path, tiny_model: Path) -> str:
+    for name in ("MATH", "CHAT"):
+        rows = [json.dumps({"prompt": f"{name} question {i}?", "completion": f"answer {i}"}) for i in range(24)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    filled = DMT.replace("MODEL", str(tiny_model))
+    return filled.replace("MATH", str(tmp_path / "MATH.jsonl")).replace("CHAT", str(tmp_path / "CHAT.jsonl"))
+
+
+def planned(text: str, tmp_path: Path, *settings: str) -> Plan:
+    recipe = loads(text, overrides=settings)
+    return make_plan(recipe, expand(recipe), Store(str(tmp_path / "store")))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_recipes_can_be_planned(path: Path, tmp_path: Path) -> None:
+    recipe = load(path)
+    plan = make_plan(recipe, expand(recipe), Store(str(tmp_path)))
+    assert not plan.missing
+    assert plan.targets
+
+
+def test_stage_one_is_trained_once_for_all_k(text: str, tmp_path: Path) -> None:
+    plan = planned(text, tmp_path)
+    assert len(plan.arms) == 3
+    assert len({arm.stages["special"].train.key for arm in plan.arms}) == 1
+    assert len({arm.stages["general"].train.key for arm in plan.arms}) == 3
+    assert len({arm.points["base"].key for arm in plan.arms}) == 1
+    trainings = [n for n in ordered(plan.targets) if n.step == "train"]
+    assert len(trainings) == 4
+
+
+def test_one_schedule_over_both_stages_shares_nothing(text: str, tmp_path: Path) -> None:
+    """The learning rate of stage 1 then depends on the length of stage 2."""
+    plan = planned(text, tmp_path, "stages.general.schedule=keep")
+    assert len({arm.stages["special"].train.key for arm in plan.arms}) == 3
+    first, second = (plan.arms[i].stages["special"].train for i in (0, 1))
+    assert "math is added" in difference(first, second) or "mix.math" in difference(first, second)
+
+
+def test_reasons_name_the_first_setting_that_differs(text: str, tmp_path: Path) -> None:
+    plan = planned(text, tmp_path)
+    low, high = (plan.arms[i].stages["general"].train for i in (1, 2))
+    assert difference(low, high) == "general · list: mix.math 1/4 and all"
+
+
+def test_execution_does_not_change_keys_and_settings_do(text: str, tmp_path: Path) -> None:
+    plain = planned(text, tmp_path).arms[0].stages["special"].train.key
+    assert planned(text, tmp_path, "models.tiny.micro_batch=2").arms[0].stages["special"].train.key == plain
+    assert planned(text, tmp_path, "train.checkpoint_every=5").arms[0].stages["special"].train.key == plain
+    assert planned(text, tmp_path, "train.lr=0.5").arms[0].stages["special"].train.key != plain
+    assert planned(text, tmp_path, "seed=7").arms[0].stages["special"].train.key != plain
+
+
+def test_changed_data_changes_keys_and_a_moved_file_does_not(text: str, tmp_path: Path) -> None:
+    before = planned(text, tmp_path).arms[0].tables["math"].rows.key
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    (tmp_path / "MATH.jsonl").rename(moved / "MATH.jsonl")
+    text = text.replace(str(tmp_path / "MATH.jsonl"), str(moved / "MATH.jsonl"))
+    assert planned(text, tmp_path).arms[0].tables["math"].rows.key == before
+    with (moved / "MATH.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"prompt": "one more", "completion": "row"}))
+    assert planned(text, tmp_path).arms[0].tables["math"].rows.key != before
+
+
+def test_every_list_leaves_out_what_any_table_holds_out(text: str, tmp_path: Path) -> None:
+    plan = planned(text, tmp_path)
+    held = {state.held[0].key for state in plan.arms[0].tables.values()}
+    for stage in plan.arms[0].stages.values():
+        assert held == {n.key for name, n in stage.compose.inputs.items() if name.startswith("held.")}
+
+
+def test_inputs_come_first(text: str, tmp_path: Path) -> None:
+    seen: set[str] = set()
+    for node in ordered(planned(text, tmp_path).targets):
+        assert {source.key for source in node.inputs.values()} <= seen
+        seen.add(node.key)
+
+
+def test_rounds_are_ordinary_steps_and_can_be_measured(text: str, tmp_path: Path) -> None:
+    rounds = text.replace(
+        "do: [{holdout: {amount: 4 rows, near: null}}]}\n  chat",
+        "do: [{holdout: {amount: 4 rows, near: null}}, {iterate: {amount: 6 rows, rounds: 2, clusters: 2, "
+        "quality: length, train: {epochs: 1}}}]}\n  chat",
+    ).replace("at: [base, special, general]", "at: [base, 'math@1', 'math@2', general]")
+    plan = planned(rounds, tmp_path)
+    arm = plan.arms[0]
+    assert list(arm.points) == ["base", "math@1", "math@2", "general"]
+    steps = [n.step for n in ordered(plan.targets)]
+    assert steps.count("iterate_propose") == 2
+    assert steps.count("iterate_update") == 1
+    # Round 2 chooses by what the model of round 1 got wrong.
+    second = arm.tables["math"].rows
+    assert second.inputs["before"].inputs["graded"].inputs["answers"].inputs["model"].key == arm.points["math@1"].key
+
+
+def test_figures_say_how_sure_they_are(text: str, tmp_path: Path) -> None:
+    plan = planned(text, tmp_path)
+    store = Store(str(tmp_path / "store"))
+    known = Figures(store)
+    assert known.rows(plan.arms[0].tables["math"].rows).certainty.startswith("known after")
+    found = figures(plan, store)
+    assert found["done"] == 0
+    assert found["sharing"]["steps"] < found["sharing"]["steps without sharing"]
+
+
+def test_a_missing_model_is_named_and_the_rest_is_planned(text: str, tmp_path: Path, tiny_model: Path) -> None:
+    plan = planned(text.replace(str(tiny_model), "hub:nobody/nothing"), tmp_path)
+    assert any("nobody/nothing" in str(error) for error in plan.missing)
+    assert plan.arms[0].stages
