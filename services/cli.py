@@ -89,9 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     as_json = "--json" in arguments
     code = 0
     try:
-        cuvee.main(arguments, prog_name="cuvee", standalone_mode=False)
-    except click.exceptions.Exit as end:
-        code = end.exit_code
+        # Without standalone mode click hands back the code of an Exit; commands themselves return nothing.
+        code = cuvee.main(arguments, prog_name="cuvee", standalone_mode=False) or 0
     except (KeyboardInterrupt, click.exceptions.Abort):
         code = _say("interrupted; finished steps are kept, run the same command again to continue", 130, as_json)
     except click.ClickException as error:
