@@ -151,6 +151,9 @@ class Builder:
         """The node of a model of the recipe."""
         spec = self.spec(name)
         digest = self.where.digest(f"model {name} {spec.model_dump_json()}", lambda: models.digest(spec, self.hashes))
+        if spec.api:
+            execution = {"endpoint": spec.model_dump(mode="json", exclude_none=True)}
+            return self.node("model", f"model {name}", {"api": spec.api}, {}, data=digest, execution=execution)
         config = spec.model_dump(mode="json", include={"id", "revision"})
         return self.node("model", f"model {name}", config, {}, data=digest)
 
@@ -177,8 +180,6 @@ class Builder:
         """How the engine of a model runs; not part of keys."""
         spec = self.spec(name)
         options = spec.model_dump(include={"tensor_parallel", "max_len", "dtype", "replicas"}, exclude_none=True)
-        if spec.api:
-            options["api"] = spec.model_dump(mode="json", exclude_none=True)
         return {"engine": options}
 
     def encoder(self, name: str) -> Node:

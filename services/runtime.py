@@ -9,17 +9,34 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from cuvee.protocols import Judge
+from cuvee.protocols import Generate, Judge
 
 if TYPE_CHECKING:
     from services.inference import Engine
     from services.reward import Reward
     from services.steps.base import Context
     from services.store import Store
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A model behind an endpoint: it generates, and tells no log-probabilities of given texts."""
+
+    generate: Generate
+    score: None = None
+
+    @classmethod
+    def open(cls, path: Path) -> Remote:
+        """From the `endpoint.json` of a model artifact. Raises MissingError without its key."""
+        from services.endpoint import Endpoint
+        from services.models import ModelSpec
+
+        return cls(Endpoint(ModelSpec.model_validate(json.loads(path.read_text()))))
 
 
 class Runtime:
@@ -58,12 +75,18 @@ class Runtime:
 
     # Engines
 
-    def engine_for(self, context: Context, name: str) -> Engine:
-        """The engine of the model that the step has as input `name`."""
+    def engine_for(self, context: Context, name: str) -> Engine | Remote:
+        """The engine, or the endpoint, of the model that the step has as input `name`."""
+        options = dict(context.execution.get("engine", {}))
+        return self.model_of(context.inputs[name], context.config.get("chat", {}), options)
+
+    def model_of(self, artifact: Path, chat: Mapping[str, Any], options: Mapping[str, Any]) -> Engine | Remote:
+        """What answers for a `model` or `train` artifact."""
         from services.steps.model import model_folder
 
-        options = dict(context.execution.get("engine", {}))
-        return self.engine(model_folder(context.inputs[name]), context.config.get("chat", {}), options)
+        if (artifact / "endpoint.json").exists():
+            return Remote.open(artifact / "endpoint.json")
+        return self.engine(model_folder(artifact), chat, options)
 
     def engine(self, model: Path, chat: Mapping[str, Any], options: Mapping[str, Any]) -> Engine:
         """The engine of a model folder; another model's engine is put away first."""
@@ -90,15 +113,14 @@ class Runtime:
         if not context.config.get("judge"):
             return None
         from evaluation import judges
-        from services.steps.model import model_folder
 
         config = judges.JudgeConfig.parse(context.config["judge"])
         chats = context.config.get("judge_chat", {})
         engines = context.execution.get("judge_engines", {})
         generate = {}
         for name in sorted(config.model_names()):
-            folder = model_folder(context.inputs[f"judge.{name}"])
-            generate[name] = self.engine(folder, chats[name], engines.get(name, {})).generate
+            artifact = context.inputs[f"judge.{name}"]
+            generate[name] = self.model_of(artifact, chats[name], engines.get(name, {})).generate
         return judges.build(config, generate=generate)
 
     def reward_for(self, context: Context, name: str) -> Reward:

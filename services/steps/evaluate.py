@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from cuvee import rows
+from cuvee.errors import UserError
 from cuvee.protocols import Decoding, Judge
 from services.steps.base import Context, step
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from services.inference import Engine
+    from services.runtime import Remote
 
 
 @step("evaluate", "1", "evaluation.tasks", "evaluation.items", kind="engine")
@@ -39,7 +41,7 @@ def evaluate(context: Context) -> dict[str, Any]:
     return {"items": items.num_rows, "summary": summary}
 
 
-def on_table(context: Context, engine: Engine, judge: Judge | None) -> pa.Table:
+def on_table(context: Context, engine: Engine | Remote, judge: Judge | None) -> pa.Table:
     """Loss or judged answers on rows of the recipe; the task is `<measurement>.<table>`, groups are sources."""
     from evaluation.tasks import gold_loss, judged
     from evaluation.tasks.overlap import bleu
@@ -51,6 +53,8 @@ def on_table(context: Context, engine: Engine, judge: Judge | None) -> pa.Table:
         table = table.slice(0, limit)
     measurement = config["task"]
     if measurement in ("gold_loss", "output_loss"):
+        if engine.score is None:
+            raise UserError(f"{measurement} needs log-probabilities, which an endpoint does not give")
         items = gold_loss(table, score=engine.score, task=measurement)
     else:
         decoding = Decoding.model_validate(config["decoding"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cuvee import rows
+from cuvee.errors import UserError
 from cuvee.protocols import Decoding, Request, ScoreRequest
 from cuvee.rng import stream_seed
 from services.steps.base import Context, step
@@ -114,7 +115,10 @@ def grade(context: Context, asked: list[tuple[str, Any, str]]) -> dict[str, floa
     if kind == "perplexity":
         requests = [ScoreRequest(n, messages=rows.with_answer(m, text), last_only=True) for n, m, text in asked]
         found: dict[str, float | None] = {}
-        for scored in context.runtime.engine_for(context, "grader").score(requests):
+        score = context.runtime.engine_for(context, "grader").score
+        if score is None:
+            raise UserError("perplexity needs log-probabilities, which an endpoint does not give")
+        for scored in score(requests):
             known = not scored.error and scored.tokens > 0
             found[scored.id] = -scored.logprob / scored.tokens if known else None
             context.progress(len(found), len(requests))

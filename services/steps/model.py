@@ -11,10 +11,14 @@ from services.steps.base import Context, step
 
 @step("model", "1", "services.models")
 def model(context: Context) -> dict[str, Any]:
-    """`model/` with config, weights, tokenizer and chat template; `pointer.json` when the model is a folder already."""
+    """`model/` with config, weights, tokenizer and chat template; `pointer.json` when the model is a folder already,
+    `endpoint.json` when it is somebody else's."""
     from services.models import ModelSpec, materialise
     from training.memory import parameters
 
+    if "api" in context.config:
+        (context.out / "endpoint.json").write_text(json.dumps(context.execution["endpoint"]))
+        return {"model": context.config["api"]}
     spec = ModelSpec.model_validate(context.config)
     found = materialise(spec, context.out / "model")
     if found != context.out / "model":
