@@ -20,6 +20,7 @@ from services.terminal import StepLines, Terminal
 
 if TYPE_CHECKING:
     from services.plan import Builder
+    from services.recipe import Recipe
 
 MODEL = "model"
 """What the one model of a small recipe is called."""
@@ -78,12 +79,11 @@ def model_spec(name: str, template: str | None = None) -> dict[str, Any]:
     return {"id": name} | ({"template": template} if template else {})
 
 
-def borrowed(recipe: Path, profiles: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+def borrowed(recipe: Recipe) -> dict[str, Any]:
     """The document of a recipe of which a single step takes models and settings, with its variables put in."""
-    from services.recipe import load
     from services.variables import resolve
 
-    return resolve(load(recipe, profiles, overrides).source).tree
+    return resolve(recipe.source).tree
 
 
 def require(tree: Mapping[str, Any] | None, keys: Collection[str], who: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from services.plan import TableState
+    from services.recipe import Recipe
     from services.sources import Source
 
 POOL = "pool"
@@ -79,25 +80,43 @@ def select(session: Session, request: SelectRequest) -> Selected:
 
 def recipe_of(request: SelectRequest, sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The recipe that the command stands for."""
-    own = None if request.recipe is None else borrowed(request.recipe, request.profiles, request.overrides)
+    from services.recipe import load
+
+    recipe = load(request.recipe, request.profiles, request.overrides) if request.recipe else None
+    own = borrowed(recipe) if recipe else None
     tree: dict[str, Any] = {key: own[key] for key in ("models", "train", "execution") if own and key in own}
-    do: list[Any] = []
+    before: list[Any] = []
+    settings: dict[str, Any] = {}
+    method = request.method
+    if method in ITERATIVE:
+        tree |= require(own, ("models", "train"), f"--method {method}")
+        before, settings = iterate_of(recipe) if recipe else ([], {})
+        method = "kmq" if "kmq" in (settings.get("first", "kmq"), settings.get("later")) else "km_random"
+    settings |= {"amount": request.amount, **request.settings}
     if request.encoder:
-        do.append({"embed": {"encoder": request.encoder}})
-    settings: dict[str, Any] = {"amount": request.amount, **request.settings}
-    if request.method in ITERATIVE:
-        tree |= require(own, ("models", "train"), f"--method {request.method}")
-        do.append({"iterate": {**_written_iterate(own or {}), **settings}})
-    else:
-        settings["method"] = request.method
-        quality = quality_of(request.method, settings.get("quality"))
-        if quality not in (None, "length", "cosine"):
-            scorer = scorer_of(str(quality), sources)
-            if scorer == quality:
-                tree |= _models_for(str(quality), own)
-            do.append({"score": {quality: scorer}})
-        do.append({"select": settings | ({"quality": quality} if quality else {})})
+        before = [*(entry for entry in before if "embed" not in entry), {"embed": {"encoder": request.encoder}}]
+    quality = quality_of(method, settings.get("quality"))
+    scored = [name for entry in before for name in entry.get("score", {}).get("scorers", ())]
+    if quality not in (None, "length", "cosine", *scored):
+        scorer = scorer_of(str(quality), sources)
+        if scorer == quality:
+            tree |= _models_for(str(quality), own)
+        before.append({"score": {quality: scorer}})
+    if quality:
+        settings["quality"] = quality
+    choice = {"iterate": settings} if request.method in ITERATIVE else {"select": {"method": method, **settings}}
+    do = [*before, choice]
     return {"name": "select", "seed": request.seed, **tree, "data": {POOL: {"from": list(sources), "do": do}}}
+
+
+def iterate_of(recipe: Recipe) -> tuple[list[Any], dict[str, Any]]:
+    """The settings of the first `iterate` of a recipe, and the scores, embedding and clusters that it builds on."""
+    for table, spec in recipe.data.items():
+        if operation := spec.find("iterate"):
+            line = [op for name in reversed(recipe.lineage(table)) for op in recipe.data[name].do]
+            kept = [op.model_dump(mode="json") for op in line if op.name in ("score", "embed", "cluster")]
+            return kept, dict(operation.model_dump(mode="json")["iterate"])
+    return [], {}
 
 
 def quality_of(method: str, quality: str | None) -> str | None:
@@ -132,15 +151,6 @@ def _models_for(scorer: str, own: Mapping[str, Any] | None) -> dict[str, Any]:
 
     asks = {"score", "generate"} & SCORERS[scorer].needs
     return require(own, ("models",), f"--quality {scorer}") if asks else {}
-
-
-def _written_iterate(own: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the first `iterate` in the recipe's tables."""
-    for table in (own.get("data") or {}).values():
-        for operation in (table.get("do") or []) if isinstance(table, dict) else []:
-            if isinstance(operation, dict) and "iterate" in operation:
-                return dict(operation["iterate"] or {})
-    return {}
 
 
 def _settings(tree: Mapping[str, Any]) -> dict[str, Any]:

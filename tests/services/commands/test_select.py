@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from cuvee.errors import UserError
+from services.single_select import SelectRequest, recipe_of
 from services.sources import Source, open_source
 from tests.services.commands.calls import call, read_jsonl, write_jsonl
 
@@ -150,3 +152,29 @@ def test_a_row_is_explained_from_the_stored_decision_and_from_a_new_one(
     assert stored.out.startswith(f"Row {row} of source pool was chosen by random")
     computed = call(capfd, "select", pool, *made, "--explain", row, "--json")
     assert computed.json["explanation"] == stored.out.strip()
+
+
+ITERATED = """
+version: 1
+models: {m: {id: somewhere}}
+let: {k: 3}
+data:
+  scored: {from: other.jsonl, do: [dedup, {score: {q: length}}, {cluster: {k: $k}}]}
+  chosen: {from: scored, do: [{iterate: {amount: 9 rows, rounds: 2, quality: q, update: released}}]}
+stages: {one: {mix: {chosen: all}}}
+train: {model: m, lr: 1e-3}
+"""
+
+
+def test_iterative_takes_models_settings_and_what_it_builds_on_from_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(ITERATED)
+    request = SelectRequest(["p.jsonl"], "iterative", "6", tmp_path / "o.jsonl", recipe=tmp_path / "r.yaml")
+    tree = recipe_of(request, [{"path": "p.jsonl", "name": "p"}])
+    assert (tree["models"], tree["train"]) == ({"m": {"id": "somewhere"}}, {"model": "m", "lr": 1e-3})
+    score, cluster, iterate = tree["data"]["pool"]["do"]
+    assert (list(score), cluster["cluster"]["k"]) == (["score"], 3)
+    said = iterate["iterate"]
+    assert (said["amount"], said["rounds"], said["update"], said["quality"]) == ("6 rows", 2, "released", "q")
+    (tmp_path / "r.yaml").write_text(ITERATED.replace("train: {model: m, lr: 1e-3}", ""))
+    with pytest.raises(UserError, match="needs `train`, and the recipe has none"):
+        recipe_of(request, [{"path": "p.jsonl", "name": "p"}])
