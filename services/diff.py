@@ -194,7 +194,13 @@ def causes(nodes: Mapping[str, Any], a: str | None, b: str | None) -> list[str]:
 
     def _causes(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
         before, after = left["inputs"], right["inputs"]
-        found = [label for name in before if name in after for label in visit(before[name], after[name])]
+        found = []
+        for name in before:
+            if name in after and nodes[before[name]]["step"] == nodes[after[name]]["step"]:
+                found += visit(before[name], after[name])
+            elif name in after:
+                labels = [nodes[key]["label"] for key in (before[name], after[name])]
+                found.append(f"{right['label']}: {name} is {labels[0]} and {labels[1]}")
         found += [f"{right['label']}: without {name}" for name in before if name not in after]
         found += [f"{right['label']}: with {name}" for name in after if name not in before]
         if not found and left["seed"] != right["seed"]:

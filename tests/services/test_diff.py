@@ -73,17 +73,19 @@ def test_lists_and_why_weights_differ(store: Store) -> None:
 
 def test_causes_are_the_first_steps_that_differ() -> None:
     def node(label: str, seed: int | None = None, **inputs: str) -> dict:
-        return {"label": label, "inputs": inputs, "seed": seed}
+        return {"step": label, "label": label, "inputs": inputs, "seed": seed}
 
     nodes = {
         "load": node("load"), "a": node("select", 0, rows="load"), "b": node("select", 1, rows="load"),
         "ta": node("train", plan="a", init="load"), "tb": node("train", plan="b", init="load"),
         "tc": node("train", plan="a", init="load", held="load"), "td": node("train", plan="a", init="load"),
+        "te": node("train", plan="a", init="ta"),
     }  # fmt: skip
     assert causes(nodes, "ta", "tb") == ["select: seed 0 and 1"]
     assert causes(nodes, "ta", "tc") == ["train: with held"]
     assert causes(nodes, "tc", "ta") == ["train: without held"]
     assert causes(nodes, "ta", "td") == ["train"]
+    assert causes(nodes, "ta", "te") == ["train: init is load and train"]
     assert causes(nodes, "ta", "ta") == causes(nodes, None, "ta") == []
 
 

@@ -120,8 +120,8 @@ def test_what_is_a_row(store: Store) -> None:
         of_row(store, "0" * 32)
 
 
-def test_a_store_on_s3_gives_the_same(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files come through `Store.local`; an Objects that must be fetched stands for a bucket."""
+def test_files_come_through_the_store_and_models_stay_where_they_are(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they must from an object store, where a model is gigabytes away."""
     remote = Store(store.url)
     monkeypatch.setattr(remote, "scratch", tmp_path)
     fetched: list[str] = []
