@@ -130,7 +130,9 @@ def protection(level: Literal["auto"] | Level = "auto") -> Protection:
     for candidate in confine.levels():
         if level not in ("auto", candidate.name):
             continue
-        outcome = _run(Job("x = 1", ("assert x == 1",)), SandboxConfig(wall_s=60), candidate)
+        outcome = _run(
+            Job("import json, math\nx = math.floor(1.5)", ("assert x == 1",)), SandboxConfig(wall_s=60), candidate
+        )
         if outcome.status == "ok":
             if candidate.missing:
                 warnings.warn(
@@ -169,7 +171,7 @@ def _run(job: Job, limits: SandboxConfig, held: Protection) -> Outcome:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=(report_inside, filter_fd),
-                env={"LANG": "C.UTF-8", "PATH": os.defpath, "PYTHONHASHSEED": "0"},
+                env={"LANG": "C.UTF-8", "PATH": os.defpath, "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"},
                 start_new_session=True,
                 bufsize=0,
             )
@@ -177,7 +179,7 @@ def _run(job: Job, limits: SandboxConfig, held: Protection) -> Outcome:
             os.close(report_inside)
             os.close(filter_fd)
         stack.callback(_end, process, held)
-        talk = _Talk(process, report, setup + tests, limits, started + limits.wall_s)
+        talk = _Talk(process, report, confine.program(held) + setup + tests, limits, started + limits.wall_s)
         stopped = talk.run()
         if stopped or not held.alone:
             _kill_descendants(process.pid)
@@ -215,7 +217,7 @@ def _messages(
         "guard": bare,
         "landlock": (
             {
-                "read": [*confine.libraries(), str(confine.INSIDE), "/dev/urandom", "/dev/zero"],
+                "read": [*confine.libraries(), "/dev/urandom", "/dev/zero"],
                 "write": [folder, "/dev/null"],
             }
             if held.name == "landlock"

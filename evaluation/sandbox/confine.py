@@ -12,19 +12,38 @@ A level is taken if a small program runs in it.
 
 from __future__ import annotations
 
+import marshal
 import os
 import shutil
 import struct
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 Level = Literal["bubblewrap", "landlock", "seccomp", "rlimits"]
 
 INSIDE = Path(__file__).parent / "inside"
-_START = "import sys; sys.path.append({folder!r}); from inside.main import main; main({report})"
-_FLAGS = ("-s", "-S", "-P", "-B", "-X", "utf8")
+_FLAGS = ("-s", "-S", "-P", "-B")
+# The code of `inside` comes compiled through standard input: no file of ours needs to be seen in there, and nothing is
+# compiled at every start.
+_START = """
+import marshal, os, sys
+def read(size):
+    data = b""
+    while len(data) < size:
+        data += os.read(0, size - len(data)) or os._exit(3)
+    return data
+package = sys.modules["inside"] = type(sys)("inside")
+package.__path__ = []
+for name, code in marshal.loads(read(int.from_bytes(read(8), "little"))):
+    module = sys.modules["inside." + name] = type(sys)("inside." + name)
+    module.__package__ = "inside"
+    exec(code, module.__dict__)
+    setattr(package, name, module)
+module.main(int(sys.argv[1]))
+"""
 
 
 @dataclass(frozen=True)
@@ -78,12 +97,20 @@ def libraries() -> list[str]:
     return [prefix, *(path for path in needed if os.path.exists(path) and not path.startswith(prefix + "/"))]
 
 
+@cache
+def program(protection: Protection) -> bytes:
+    """The modules of `inside` for `_START`, in the order of their imports."""
+    bare = ("landlock",) if protection.name != "bubblewrap" else ()
+    names = ("codec", "wire", "worker", "remote", *bare, "main")
+    codes = [(name, compile((INSIDE / f"{name}.py").read_bytes(), f"inside/{name}.py", "exec")) for name in names]
+    data = marshal.dumps(codes)
+    return len(data).to_bytes(8, "little") + data
+
+
 def command(protection: Protection, *, report: int, filter_fd: int, disk: int) -> list[str]:
     """The command line. `report` and `filter_fd` are inherited descriptors, `disk` the bytes that can be written."""
-    bubblewrap = protection.name == "bubblewrap"
-    folder = "/cuvee" if bubblewrap else str(INSIDE.parent)
-    python = [interpreter(), *_FLAGS, "-c", _START.format(folder=folder, report=report)]
-    if not bubblewrap:
+    python = [interpreter(), *_FLAGS, "-c", _START, str(report)]
+    if protection.name != "bubblewrap":
         return python
     mounts: list[str] = []
     for path in libraries():
@@ -99,7 +126,7 @@ def command(protection: Protection, *, report: int, filter_fd: int, disk: int) -
     return [
         "bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try",
         "--die-with-parent", "--new-session", "--as-pid-1", "--cap-drop", "ALL", *user, "--hostname", "sandbox",
-        *mounts, *devices, "--ro-bind", str(INSIDE), "/cuvee/inside",
+        *mounts, *devices,
         "--perms", "0777", "--size", str(disk), "--tmpfs", "/work", "--remount-ro", "/",
         "--seccomp", str(filter_fd), "--chdir", "/work", "--", *python,
     ]  # fmt: skip

@@ -8,8 +8,11 @@ cannot come through. A value that is not plain becomes a reference, made by `out
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
-from typing import Any
+
+TYPE_CHECKING = False  # `typing` would cost half of a start
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 _MANY: dict[type, bytes] = {list: b"l", tuple: b"t", set: b"S", frozenset: b"Z"}
 # Immutable types of the standard library, with the arguments that make them again.

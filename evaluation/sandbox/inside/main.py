@@ -12,10 +12,13 @@ import os
 import resource
 import sys
 from time import sleep
-from typing import Any
 
 from . import codec, remote, wire
 from .worker import Worker
+
+TYPE_CHECKING = False  # `typing` would cost half of a start
+if TYPE_CHECKING:
+    from typing import Any
 
 _KILL = 9
 

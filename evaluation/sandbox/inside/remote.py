@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import builtins
 import sys
-from typing import Any
 
 from . import codec, wire
+
+TYPE_CHECKING = False  # `typing` would cost half of a start
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class ProgramEnded(Exception):

@@ -8,11 +8,13 @@ from __future__ import annotations
 import builtins
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
 
 from . import codec, wire
+
+TYPE_CHECKING = False  # `typing` would cost half of a start
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 MUTABLE = (list, dict, set, bytearray)
 
@@ -55,8 +57,10 @@ class Worker:
 
     def flush(self) -> None:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):  # the program may have closed or replaced it
+            try:  # noqa: SIM105 - contextlib is another millisecond
                 stream.flush()
+            except (OSError, ValueError, AttributeError):
+                pass  # the program may have closed or replaced it
 
     def reply(self, message: tuple[Any, ...]) -> None:
         try:
