@@ -57,14 +57,26 @@ def write_records(path: Path, records: Iterable[Record]) -> int:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes `path` when the block ends well, and vanishes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary name that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises UserError when the place cannot be written, or is full.
+    """
     partial = path.with_name(f".{path.name}.tmp")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}", remedy="give another --out") from error
 
 
 def copy_file(source: Path, path: Path) -> None:
@@ -77,15 +89,16 @@ def copy_model(source: Path, folder: Path) -> None:
     """A copy of a model's folder. UserError when something else than a model is at its place."""
     if folder.exists() and not (folder / "config.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there and is no model", remedy="give another --out")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        shutil.copytree(source, partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
+    with _writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
+        try:
+            shutil.copytree(source, partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def folder_names(names: Iterable[str]) -> dict[str, str]:
@@ -110,7 +123,7 @@ def _same_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _write_csv(file: TextIO, rows: list[dict[str, Any]], delimiter: str) -> int:
-    """Lists and maps are written as JSON, which is how they are read back."""
+    """Lists and maps are written as JSON, since a cell is a text."""
     if rows:
         writer = csv.DictWriter(file, rows[0], delimiter=delimiter, lineterminator="\n")
         writer.writeheader()

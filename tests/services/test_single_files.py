@@ -26,6 +26,12 @@ def test_a_failure_while_writing_keeps_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]
 
 
+def test_a_place_that_cannot_be_written_is_the_users_to_change(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_records(tmp_path / "file" / "out.jsonl", [])
+
+
 def test_names_beside() -> None:
     assert beside(Path("d/c.jsonl"), "selection.parquet") == Path("d/c.selection.parquet")
     assert beside(Path("c.jsonl.gz"), "rejected.jsonl") == Path("c.rejected.jsonl")
