@@ -144,7 +144,7 @@ def single(folder: Path) -> Store:
     ids = pool["id"].to_pylist()
     rng = np.random.default_rng(0)
     chosen = [i % 3 == 0 for i in range(60)]
-    cluster = [i % 2 for i in range(60)]
+    cluster = [int("apples" in talk[0]["content"]) for talk in pool["messages"].to_pylist()]
 
     def rejected(folder: Path) -> None:
         rows.write(pool, folder / "rows")
@@ -187,6 +187,14 @@ def single(folder: Path) -> Store:
     )
     chose = {"rows": load, "vectors": embed, "clusters": clusters}
     select = maker.make("select-1", "shop · select", {"rows": 20, "pool": 60, "method": "kmq"}, selection, chose)
+    before = maker.make("iterate_init-1", "more · round 0 · weights", {"pool": 60}, inputs=chose)
+    weights: list[dict[str, Any]] = []
+    for number in (1, 2):
+        weights += [{"round": number, "cluster": c, "weight": 0.5 + 0.1 * number * (1 - 2 * c)} for c in (0, 1)]
+        info, label = {"rows": 20, "weights": list(weights)}, f"more · round {number}"
+        links = {"rows": load, "before": before}
+        proposed = maker.make(f"iterate_propose-{number}", f"{label} · choose", info, selection, links)
+        before = maker.make(f"iterate_update-{number}", f"{label} · weights", {}, inputs={"proposed": proposed})
     shares = {
         "rows": 20,
         "model": 5,
@@ -205,10 +213,10 @@ def single(folder: Path) -> Store:
     compose = maker.make("compose-1", "sft · list", {"realised": [line], "excluded_as_held_out": {"shop": 2}})
     train = maker.make("train-1", "sft · train", {"steps": 5, "loss": 0.4, "seconds": 61.0}, metrics)
     model = maker.make("model-1", "model smol", {"model": "tiny", "parameters": 1_000_000})
-    before = {"a": (f"wrong {EVIL}", False), "b": ("right", True), "c": ("right", True)}
-    after = {"a": ("now right", True), "b": (f"now wrong {EVIL}", False), "c": ("right", True)}
-    base = maker.make("evaluate-1", "base · quiz", {}, items("quiz", before))
-    tuned = maker.make("evaluate-2", "sft · quiz", {}, items("quiz", after))
+    wrong = {"a": (f"wrong {EVIL}", False), "b": ("right", True), "c": ("right", True)}
+    right = {"a": ("now right", True), "b": (f"now wrong {EVIL}", False), "c": ("right", True)}
+    base = maker.make("evaluate-1", "base · quiz", {}, items("quiz", wrong))
+    tuned = maker.make("evaluate-2", "sft · quiz", {}, items("quiz", right))
     table = {"rows": respond, "steps": [load, embed, clusters, select, respond], "held": []}
     measures = [
         {"point": point, "task": "quiz", "kind": "task", "key": key} for point, key in (("base", base), ("sft", tuned))
@@ -253,7 +261,12 @@ def several(folder: Path) -> Store:
                 "p": float("nan"), "p_holm": float("nan"), "verdict": "greater, of one seed: no interval"}  # fmt: skip
     paper = {"source": "arXiv 0000.00000, Table 1", "note": "larger models",
              "rows": [{"arm": {"k": "1/4"}, "scores": {"math": 43.1, "chat": 5.7, "nothing": 1.0}}]}  # fmt: skip
-    results = {"scores": scores, "changes": changes, "retention": retention, "contrasts": [contrast]}
+    results = {
+        "scores": scores,
+        "changes": changes,
+        "retention": retention,
+        "contrasts": [contrast, {"name": "contrasts", "verdict": "b matches no arm"}],
+    }
     outcomes = [
         {"key": failed, "name": "sft · train", "status": "failed", "seconds": 1, "error": f"out of memory {EVIL}"}
     ]

@@ -166,4 +166,5 @@ def _line(name: str, points: Iterable[tuple[Any, Any]], look: int) -> Trace:
 
 
 def _steps(title: str) -> dict[str, Any]:
-    return {"xaxis": {"title": {"text": "step"}, "rangemode": "tozero"}, "yaxis": {"title": {"text": title}}}
+    axis = {"title": {"text": "step"}, "rangemode": "tozero", "minallowed": 0, "tickformat": ",d"}
+    return {"xaxis": axis, "yaxis": {"title": {"text": title}}}

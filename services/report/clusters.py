@@ -73,20 +73,27 @@ def _example(members: list[Member]) -> str:
 
 
 def keywords(texts: Mapping[int, list[str]], count: int = 5) -> dict[int, list[str]]:
-    """The words of each cluster with the highest tf-idf, a cluster being one document. Empty without words."""
+    """The words of each cluster whose mean tf-idf over its rows exceeds that over all rows most; empty without words.
+
+    A mean over rows, not one document a cluster: a word that every cluster has is told apart by how often it is there.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     names = list(texts)
-    documents = [" ".join(texts[name]) for name in names]
+    documents = [text for name in names for text in texts[name]]
     options: dict[str, Any] = {"stop_words": "english", "sublinear_tf": True, "max_features": 20_000}
     model = TfidfVectorizer(**options, **{"token_pattern": WORD})
-    if not any(model.build_analyzer()(document) for document in documents):
+    analyse = model.build_analyzer()
+    if not any(analyse(document) for document in documents):
         return {}
     weights = model.fit_transform(documents)
     words = model.get_feature_names_out()
-    found = {}
-    for row, name in enumerate(names):
-        line = weights[row].toarray()[0]
-        best = sorted(np.flatnonzero(line), key=lambda i: (-line[i], words[i]))[:count]
+    everywhere = np.asarray(weights.mean(axis=0)).ravel() if len(names) > 1 else np.zeros(len(words))
+    found, start = {}, 0
+    for name in names:
+        stop = start + len(texts[name])
+        more = np.asarray(weights[start:stop].mean(axis=0)).ravel() - everywhere
+        best = sorted(np.flatnonzero(more > 1e-12), key=lambda i: (-more[i], words[i]))[:count]
         found[name] = [str(words[i]) for i in best]
+        start = stop
     return found

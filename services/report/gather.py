@@ -37,10 +37,11 @@ def gather(store: Store, run: str) -> dict[str, Any]:
     results["changes"] = [{**change, "standing": standing(change)} for change in results["changes"]]
     steps = list(_steps(artifacts, manifest))
     unfinished = [step for step in steps if not step["done"]]
+    swept = sweep(arms, results)
     view = {
         "run": run,
         "manifest": {k: v for k, v in manifest.items() if k not in ("nodes", "keys", "results", "outcomes")},
-        "verdict": verdict(manifest, results, len(unfinished)),
+        "verdict": verdict(manifest, results, len(unfinished), swept),
         "results": results,
         "tables": list(flow.tables(artifacts, arms)),
         "pools": list(pools.pools(artifacts)),
@@ -48,7 +49,7 @@ def gather(store: Store, run: str) -> dict[str, Any]:
         "responses": list(stages.responses(artifacts)),
         "training": list(stages.trainings(artifacts, arms)),
         "compared": items.compared(artifacts, arms),
-        "sweep": sweep(arms, results),
+        "sweep": swept,
         "published": published(artifacts, manifest, results),
         "steps": steps,
         "unfinished": unfinished,

@@ -40,7 +40,8 @@ def html(view: Mapping[str, Any]) -> str:
     names = ("number", "signed", "percent", "between", "signed_between", "duration", "moment", "cut")
     environment.filters |= {name: getattr(texts, name) for name in names}
     environment.filters["address"] = address
-    environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:].rstrip(".")
+    environment.filters["sentence"] = lambda text: f"{text[:1].upper()}{text[1:].rstrip('.')}."
+    environment.filters["mean"] = lambda values: sum(values) / len(values) if values else None
     environment.filters["as_yaml"] = as_yaml
     lines = summary(view["results"])
     figures, charts = draw(view, lines)

@@ -24,7 +24,7 @@ def published(artifacts: Artifacts, manifest: Mapping[str, Any], results: Mappin
     if not block:
         return None
     lines = []
-    for row in block.get("rows", []):
+    for row in block.get("rows") or []:
         arms = matching(row["arm"], manifest["arms"])
         for metric, value in row["scores"].items():
             values = [v for arm in arms if (v := ours(artifacts, arm, metric, results)) is not None]

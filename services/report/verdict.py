@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from services.report.sweep import final_point, is_loss
-from services.report.texts import signed, signed_between
+from services.report.texts import number, signed, signed_between
 
 LEVEL = 0.05
 NAMED = 3
@@ -29,12 +29,16 @@ def standing(change: Mapping[str, Any]) -> str:
     return word if p is None or p < LEVEL else f"{word}, not after correction"
 
 
-def verdict(manifest: Mapping[str, Any], results: Mapping[str, Any], unfinished: int) -> list[str]:
-    """Sentences: contrasts that were declared, largest changes, what was forgotten, and what is missing."""
+def verdict(
+    manifest: Mapping[str, Any], results: Mapping[str, Any], unfinished: int, sweep: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Sentences: declared contrasts, the best arms, largest changes, what was forgotten, and what is missing."""
     arms = manifest["arms"]
     said = []
     if results["contrasts"]:
         said.append(_contrasts(results["contrasts"]))
+    if sweep and (best := _best(sweep)):
+        said.append(best)
     finals = {arm["name"]: final_point(arm) for arm in arms}
     last = [c for c in results["changes"] if finals.get(c["arm"]) == c["point"]]
     if last:
@@ -78,8 +82,11 @@ def _changes(changes: Sequence[Mapping[str, Any]], *, several: bool) -> list[str
     for word, found in clear.items():
         if found:
             found.sort(key=_weight, reverse=True)
-            listed = "; ".join(_named(c, several) for c in found[:NAMED])
-            more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
+            # Seeds of an arm tell the same story: each is named once.
+            first = {(c["task"], _variant(c["arm"])): c for c in reversed(found)}
+            named = sorted(first.values(), key=_weight, reverse=True)[:NAMED]
+            listed = "; ".join(_named(c, several) for c in named)
+            more = f"; and {len(found) - len(named)} more" if len(found) > len(named) else ""
             said.append(f"{word.capitalize()} than base on {listed}{more}.")
     rest = len(changes) - sum(map(len, clear.values()))
     if rest == len(changes):
@@ -87,6 +94,22 @@ def _changes(changes: Sequence[Mapping[str, Any]], *, several: bool) -> list[str
     elif rest:
         said.append(f"{rest} of {len(changes)} comparisons over {over} show no difference after correction.")
     return said
+
+
+def _variant(arm: str) -> str:
+    return arm.rpartition(",seed=")[0] or arm
+
+
+def _best(sweep: Mapping[str, Any]) -> str:
+    """The best arm of each metric, by the mean over seeds."""
+    found = []
+    for metric in sweep["metrics"][:NAMED]:
+        known = [v for v in sweep["variants"] if metric in v["mean"]]
+        if len(known) > 1:
+            pick = min if metric in sweep["lower"] else max
+            best = pick(known, key=lambda v: v["mean"][metric])
+            found.append(f"{metric} {best['name']} ({number(best['mean'][metric])})")
+    return f"Best arms by the mean over seeds: {'; '.join(found)}." if found else ""
 
 
 def _weight(change: Mapping[str, Any]) -> float:

@@ -60,6 +60,13 @@ def test_standing_follows_interval_correction_and_direction(
     assert standing(change("t", low, high, p, metric=metric)) == expected
 
 
+def test_the_verdict_of_a_sweep_names_the_best_arms_and_each_arm_once(several: Store) -> None:
+    said = " ".join(gather(several, RUN)["verdict"])
+    assert "Best arms by the mean over seeds: math k=all (0.500); chat k=1/64 (7.500)" in said
+    assert said.count("math (k=1/4") == 1
+    assert "0 of 2 declared contrasts" in said
+
+
 def test_a_run_without_results_says_so() -> None:
     nothing = {"scores": [], "changes": [], "retention": [], "contrasts": []}
     assert verdict({"arms": []}, nothing, 2) == [
@@ -89,6 +96,14 @@ def test_the_view_holds_the_artifacts(single: Store) -> None:
     assert (quiz["both"], quiz["gained"], quiz["lost"]) == (3, 1, 1)
     assert {item["change"] for item in quiz["items"]} == {"gained", "lost"}
     assert view["command"].startswith("cuvee run recipes/demo.yaml --profile cpu --set train.lr=1e-5 --store ")
+
+
+def test_an_iterative_selection_is_its_last_round_with_the_weights_of_all(single: Store) -> None:
+    selected, iterated = gather(single, RUN)["pools"]
+    assert iterated["label"] == "more · round 2 · choose"
+    assert [(r["round"], r["cluster"]) for r in iterated["rounds"]] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert iterated["map"] == selected["map"]
+    assert iterated["choice"]["k"] == 2
 
 
 def test_the_projection_is_the_principal_components() -> None:
