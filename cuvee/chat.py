@@ -91,6 +91,7 @@ class Chat:
         if not getattr(tokenizer, "is_fast", False):
             raise TemplateError("the tokenizer gives no character offsets", remedy="use a fast tokenizer")
         self.tokenizer = tokenizer
+        self._options = (template, template_args, date, post_instruction)
         self.post_instruction = post_instruction
         self.template = Template(tokenizer, source=template, args=template_args, date=date)
         # A copy, since callers may leave truncation or padding switched on in theirs.
@@ -101,8 +102,13 @@ class Chat:
         self._special = {int(i): str(t.content) for i, t in added.items()}
         if tokenizer.eos_token_id is not None:
             self._special[int(tokenizer.eos_token_id)] = str(tokenizer.eos_token)
-        self._special_ids = np.fromiter(sorted(self._special), np.int32)
+        self._is_special = np.zeros(max(tokenizer.get_vocab().values()) + 1, bool)
+        self._is_special[list(self._special)] = True
         self._headers: dict[str, str | None] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Compiled templates do not travel to other processes; what they were made from does.
+        return _rebuild, (self.tokenizer, *self._options)
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> Chat:
@@ -179,7 +185,7 @@ class Chat:
         encoding = self._encoder.encode(text, add_special_tokens=False)
         ids = np.asarray(encoding.ids, np.int32)
         start, stop = _coverage(np.asarray(encoding.offsets, np.int64).reshape(-1, 2))
-        special = np.flatnonzero(np.isin(ids, self._special_ids))
+        special = np.flatnonzero(self._is_special[ids])
         for t in special:
             literal = self._special[int(ids[t])]
             if stop[t] - start[t] != len(literal):
@@ -295,6 +301,12 @@ class Chat:
                 remedy="give a template that writes a special token after each answer",
             )
         return token
+
+
+def _rebuild(
+    tokenizer: Any, template: str | None, args: Mapping[str, Any] | None, date: str | None, post_instruction: bool
+) -> Chat:
+    return Chat(tokenizer, template=template, template_args=args, date=date, post_instruction=post_instruction)
 
 
 def _locate(text: str, messages: Sequence[Mapping[str, Any]], notes: list[str]) -> list[Piece]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from cuvee.chat import ASSISTANT, ROLE_NAMES, Chat, Rendered
 from cuvee.errors import TemplateError
+from cuvee.templates import Template
 from tests.cuvee.table import FORMATS, KINDS, Message, source, tokenizer
 from tests.tiny import CHATML
 
@@ -287,6 +289,36 @@ def test_differences_from_the_messages_are_noted() -> None:
     messages = [{"role": "user", "content": " a "}, {"role": "assistant", "content": "b"}]
     assert chat_of("llama3", "byte_level").render(messages).notes == ("stripped: message 0",)
     assert chat_of("chatml", "byte_level").render(messages).notes == ()
+
+
+def test_a_conversation_is_rendered_and_tokenised_once_however_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = chat_of("qwen3", "byte_level")
+    calls: list[str] = []
+    chat.render(turns("user", "assistant"))  # learns headers and end tokens
+
+    class Counting:
+        encoder = chat._encoder
+
+        def encode(self, text: str, **options: Any) -> Any:
+            calls.append("tokenise")
+            return self.encoder.encode(text, **options)
+
+    def render(self: Template, *args: Any, **options: Any) -> str:
+        calls.append("render")
+        return plain(self, *args, **options)
+
+    plain = Template.render
+    monkeypatch.setattr(Template, "render", render)
+    monkeypatch.setattr(chat, "_encoder", Counting())
+    chat.render(turns(*("user", "assistant") * 50))
+    assert calls == ["render", "tokenise"]
+
+
+def test_a_chat_travels_to_other_processes() -> None:
+    chat = chat_of("llama3_dated", "byte_level", post_instruction=True)
+    twin = pickle.loads(pickle.dumps(chat))
+    messages = turns("system", "user", "assistant")
+    assert (twin.digest, twin.render(messages).ids.tolist()) == (chat.digest, chat.render(messages).ids.tolist())
 
 
 def test_the_digest_follows_what_changes_the_tokens() -> None:

@@ -21,14 +21,14 @@ def test_noise_has_the_papers_range_and_only_in_training() -> None:
     table, ids = embedding(), torch.zeros(4, 100, dtype=torch.long)
     clean = table(ids)
     with Neftune(table, alpha=5, seed=0):
-        noise = table(ids) - clean
+        noise = (table(ids) - clean).detach()
         table.eval()
         assert torch.equal(table(ids), clean)
     table.train()
     assert torch.equal(table(ids), clean)  # detached
     largest = 5 / math.sqrt(100 * 64)
     assert neftune_range(5, 100, 64) == largest
-    assert float(noise.abs().max()) <= largest
+    assert float(noise.abs().max()) <= largest * 1.0001  # it was taken back out of a float32 sum
     assert float(noise.abs().max()) > 0.99 * largest
     assert float(noise.mean()) == pytest.approx(0, abs=largest * 0.03)
     assert float(noise.std()) == pytest.approx(largest / math.sqrt(3), rel=0.03)  # uniform
@@ -68,7 +68,7 @@ def test_the_full_penalty_is_torchs_divergence(chunk: int, monkeypatch: pytest.M
     ours.sum().backward()
     theirs[:, :-1].sum().backward()
     torch.testing.assert_close(logits.grad, twin.grad)
-    assert float(kl_penalty(logits, logits.detach()).abs().max()) < 1e-6
+    assert float(kl_penalty(logits, logits.detach()).detach().abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize("weight", [0.1, 1.0])
