@@ -8,6 +8,7 @@ prompt raises it. Undefined variables are errors: a prompt with a hole in it is 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,10 +28,14 @@ _HEADER = re.compile(r"\s*\{#-?(.*?)-?#\}", re.DOTALL)
 
 @dataclass(frozen=True)
 class Prompt:
-    """`name` as written in the recipe, `version` from the header, `settings` the other keys of the header."""
+    """`name` as written in the recipe, `version` from the header, `settings` the other keys of the header.
+
+    `digest` is of the whole text, for keys: an edit without a new version must not be taken for the old prompt.
+    """
 
     name: str
     version: str
+    digest: str
     settings: Mapping[str, Any]
     template: Template
 
@@ -38,12 +43,13 @@ class Prompt:
         return block in self.template.blocks
 
     def text(self, block: str, **values: Any) -> str:
-        """One block, outer white space dropped. Raises RecipeError when a variable is missing."""
+        """One block, outer white space dropped. Raises RecipeError for a variable that is missing or out of bounds."""
         from jinja2 import UndefinedError
+        from jinja2.exceptions import SecurityError
 
         try:
             rendered = "".join(self.template.blocks[block](self.template.new_context(values)))
-        except UndefinedError as error:
+        except (UndefinedError, SecurityError) as error:
             raise RecipeError(f"prompt {self.name!r}, block {block!r}: {error}") from error
         return rendered.strip()
 
@@ -82,4 +88,5 @@ def parse(source: str, name: str) -> Prompt:
     except TemplateError as error:
         raise RecipeError(f"prompt {name!r}: {error}") from error
     version = str(settings.pop("version"))
-    return Prompt(name, version, settings, template)
+    digest = hashlib.blake2b(source.encode(), digest_size=16).hexdigest()
+    return Prompt(name, version, digest, settings, template)

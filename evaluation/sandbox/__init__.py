@@ -12,7 +12,8 @@ writing to the judge's files gains nothing. The final word carries a nonce that 
 What it does not stop:
 - A hole in the kernel. For adversaries, rather than careless models, use a virtual machine.
 - A program that knows the answers: one that hard-codes what the tests ask for passes them.
-- Tests that trust a helper which the program itself defines (a few in HumanEval do).
+- Tests that trust what the program itself defines: a helper (a few in HumanEval do), or the `==` between two objects
+  of its own classes.
 - Memory is limited for each process: at worst `processes` times `memory_mb` are used.
 - Timing and cache side channels, and heat.
 - Where namespaces and Landlock are missing, much more: `protection().missing` says what, every `Outcome` carries it,

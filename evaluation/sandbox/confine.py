@@ -121,7 +121,7 @@ def command(protection: Protection, *, report: int, filter_fd: int, disk: int) -
     devices = [word for name in ("null", "zero", "urandom") for word in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")]
     user = (
         ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if protection.own_user
-        else ["--unshare-user", "--disable-userns"]
+        else ["--unshare-user"]
     )  # fmt: skip
     return [
         "bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try",
