@@ -67,7 +67,7 @@ def respond(pools: tuple[str, ...], model: str, out: str, store: str, as_json: b
         print_json({**counts, "files": found.files, "steps": work.steps})
         return
     for line in found.composition:
-        if line["source"] != "all" or len(found.composition) == 2:
+        if line["source"] != "all" or len(found.composition) > 2:
             shares = ", ".join(f"{name} {line[name]}" for name in ("model", "paraphrase", "gold", "dropped"))
             click.echo(f"{line['source']}: {line['rows']} rows: {shares}")
     click.echo(f"{found.rows:,} rows: {out}")
