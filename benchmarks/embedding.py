@@ -4,7 +4,7 @@
 
 The texts are the docstrings of Python's standard library: from a few to some thousand tokens. sentence-transformers
 cuts each at the window of 256 tokens; Cuvee reads the whole text in windows, so it is also run with the texts cut. The
-last line is the whole step on Ray Data with one actor, with its start.
+last line is the whole step on Ray Data with one actor, with its start; its processor seconds are the driver's alone.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import argparse
 import inspect
 import pkgutil
 import tempfile
-import time
 import warnings
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-from side_by_side import QUIET, RESULTS, finish, machine, run, table
+from side_by_side import QUIET, RESULTS, clocks, finish, machine, run, since, table
 
 COUNT = 2000
 
@@ -56,9 +55,9 @@ def cuvee(cut: bool) -> None:
     torch.set_num_threads(2)
     encoder, rows = Encoder(model(), EmbedConfig()), texts(cut)
     encoder.encode(rows[:64])
-    begin = time.perf_counter()
+    begin = clocks()
     encoder.encode(rows)
-    finish(seconds=time.perf_counter() - begin, texts=len(rows))
+    finish(**since(begin), texts=len(rows))
 
 
 def plain(cut: bool) -> None:
@@ -68,9 +67,9 @@ def plain(cut: bool) -> None:
     torch.set_num_threads(2)
     encoder, rows = SentenceTransformer(str(model()), device="cpu"), texts(cut)
     encoder.encode(rows[:64], batch_size=64)
-    begin = time.perf_counter()
+    begin = clocks()
     encoder.encode(rows, batch_size=64, normalize_embeddings=True)
-    finish(seconds=time.perf_counter() - begin, texts=len(rows))
+    finish(**since(begin), texts=len(rows))
 
 
 def step(cut: bool) -> None:
@@ -81,12 +80,12 @@ def step(cut: bool) -> None:
 
     roles = ("user", "assistant")
     table = make_table("s", [{"messages": [{"role": r, "content": t} for r in roles]} for t in texts(cut)])
-    begin = time.perf_counter()
+    begin = clocks()
     ray.init(address="local", num_cpus=2, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         config = EmbedConfig(text="instruction")
         embed(table, model(), config, out=Path(folder) / "v", resources={"cpus": 2, "env": QUIET})
-    finish(seconds=time.perf_counter() - begin, texts=table.num_rows)
+    finish(**since(begin), texts=table.num_rows)
     ray.shutdown()
 
 

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
-from side_by_side import RESULTS, finish, machine, run, table
+from side_by_side import RESULTS, clocks, finish, machine, run, since, table
 
 STEP = 8192
 
@@ -46,39 +45,39 @@ def cuvee(folder: Path, k: int, iterations: int, tolerance: float) -> None:
 
     vectors = Vectors.open(folder / "vectors")
     config = ClusterConfig(iterations=iterations, tolerance=tolerance)
-    begin = time.perf_counter()
+    begin = clocks()
     found = cluster(vectors, k, rng=np.random.default_rng(0), config=config)
-    finish(seconds=time.perf_counter() - begin, inertia=found.inertia, updates=found.iterations)
+    finish(**since(begin), inertia=found.inertia, updates=found.iterations)
 
 
 def faiss(folder: Path, k: int, iterations: int, tolerance: float) -> None:
     import faiss
 
     array = np.load(folder / "array.npy")
-    begin = time.perf_counter()
+    begin = clocks()
     # By default faiss trains on 256 rows a centre: here it gets all.
     found = faiss.Kmeans(array.shape[1], k, niter=iterations, seed=0, max_points_per_centroid=len(array))
     found.train(array)
     squares, _ = found.index.search(array, 1)
-    finish(seconds=time.perf_counter() - begin, inertia=float(squares.sum(dtype=np.float64)), updates=iterations)
+    finish(**since(begin), inertia=float(squares.sum(dtype=np.float64)), updates=iterations)
 
 
 def sklearn(folder: Path, k: int, iterations: int, tolerance: float) -> None:
     from sklearn.cluster import KMeans
 
     array = np.load(folder / "array.npy")
-    begin = time.perf_counter()
+    begin = clocks()
     found = KMeans(k, init="random", n_init=1, max_iter=iterations, tol=tolerance, random_state=0).fit(array)
-    finish(seconds=time.perf_counter() - begin, inertia=float(found.inertia_), updates=found.n_iter_)
+    finish(**since(begin), inertia=float(found.inertia_), updates=found.n_iter_)
 
 
 def minibatch(folder: Path, k: int, iterations: int, tolerance: float) -> None:
     from sklearn.cluster import MiniBatchKMeans
 
     array = np.load(folder / "array.npy")
-    begin = time.perf_counter()
+    begin = clocks()
     found = MiniBatchKMeans(k, init="random", n_init=1, max_iter=iterations, batch_size=STEP, random_state=0).fit(array)
-    finish(seconds=time.perf_counter() - begin, inertia=float(found.inertia_), updates=found.n_steps_)
+    finish(**since(begin), inertia=float(found.inertia_), updates=found.n_steps_)
 
 
 CONTENDERS = {"cuvee": cuvee, "faiss": faiss, "sklearn": sklearn, "minibatch": minibatch}

@@ -9,10 +9,9 @@
 from __future__ import annotations
 
 import argparse
-import time
 
 import numpy as np
-from side_by_side import RESULTS, finish, machine, run, table
+from side_by_side import RESULTS, clocks, finish, machine, run, since, table
 
 ROWS, K, BUDGET = 1_000_000, 1024, 100_000
 
@@ -33,9 +32,9 @@ def cuvee() -> None:
     columns = {"id": ids, "source": pa.array(["s"] * ROWS), "cluster": cluster, "score.q": quality}
     table = pa.table(columns)
     config = SelectConfig(method="kmq", amount=f"{BUDGET} rows", quality="q")
-    begin = time.perf_counter()
+    begin = clocks()
     chosen = select(table, config, rng_seed=0)
-    finish(seconds=time.perf_counter() - begin, drawn=int(np.count_nonzero(chosen["selected"].to_numpy())))
+    finish(**since(begin), drawn=int(np.count_nonzero(chosen["selected"].to_numpy())))
 
 
 def draw_only() -> None:
@@ -45,32 +44,32 @@ def draw_only() -> None:
 
     ids, cluster, quality = pool()
     column = pa.array(ids)
-    begin = time.perf_counter()
+    begin = clocks()
     counts = allocate(np.bincount(cluster, minlength=K), BUDGET)
     rows = draw_groups(log_weights(quality), cluster, counts, uniforms(column, 0))
-    finish(seconds=time.perf_counter() - begin, drawn=len(rows))
+    finish(**since(begin), drawn=len(rows))
 
 
 def released() -> None:
     _, cluster, quality = pool()
-    begin = time.perf_counter()
+    begin = clocks()
     rng, rows = np.random.default_rng(0), []
     for j in range(K):
         members = np.flatnonzero(cluster == j)
         powers = np.exp(quality[members])
         size = min(BUDGET // K, len(members))
         rows.append(rng.choice(members, size, replace=False, p=powers / powers.sum()))
-    finish(seconds=time.perf_counter() - begin, drawn=sum(map(len, rows)))
+    finish(**since(begin), drawn=sum(map(len, rows)))
 
 
 def pandas() -> None:
     import pandas as pd
 
     _, cluster, quality = pool()
-    begin = time.perf_counter()
+    begin = clocks()
     frame = pd.DataFrame({"cluster": cluster, "quality": quality})
     chosen = frame.groupby("cluster").sample(frac=BUDGET / ROWS, weights=frame["quality"], random_state=0)
-    finish(seconds=time.perf_counter() - begin, drawn=len(chosen))
+    finish(**since(begin), drawn=len(chosen))
 
 
 CONTENDERS = {"cuvee select": cuvee, "cuvee draw alone": draw_only, "released": released, "pandas": pandas}

@@ -1,7 +1,8 @@
 """Contenders in processes of their own, one after the other in rounds, and a table of what they took.
 
-Each round runs every contender once, so that a machine that slows down slows all; the best round counts. A contender
-prints one JSON object as its last line; its peak memory is that of its process, with everything that it imported.
+Each round runs every contender once, so that a machine that slows down slows all; the best round counts. Beside the
+seconds on the wall there are those of the processor, which other processes disturb less. A contender prints one JSON
+object as its last line; its peak memory is that of its process, with everything that it imported and loaded.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -36,6 +38,16 @@ def run(script: str, contenders: Mapping[str, Sequence[str]], rounds: int) -> di
     return records
 
 
+def clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def since(begin: tuple[float, float]) -> dict[str, float]:
+    """Seconds on the wall and of the processor, of all threads of this process."""
+    wall, processor = clocks()
+    return {"seconds": wall - begin[0], "cpu_seconds": processor - begin[1]}
+
+
 def finish(**figures: Any) -> None:
     """A contender's last line: its figures and its peak memory in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -47,7 +59,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     keys = list(rows[0])
     cells = [
         keys,
-        *[[f"{row[key]:,.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys] for row in rows],
+        *[[f"{row[key]:,.2f}" if isinstance(row[key], float) else str(row[key]) for key in keys] for row in rows],
     ]
     widths = [max(len(line[i]) for line in cells) for i in range(len(keys))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)

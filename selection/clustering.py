@@ -27,6 +27,9 @@ from cuvee.errors import DataError, UserError
 from selection.assign import Labels, Passes, Step, check_finite, single_threaded_blas
 from selection.vectors import Floats, Vectors
 
+IN_MEMORY = 2**30
+"""Vectors of at most so many bytes are read once; larger ones are read again in every pass."""
+
 
 class ClusterConfig(Config):
     k: int | Literal["auto"] = Field(default=512, description="number of clusters; auto: see choose_k")
@@ -79,6 +82,8 @@ def cluster(
         raise UserError(f"{k} clusters")
     if k > len(vectors):
         raise DataError(f"{k} clusters of {len(vectors)} rows", field="clusters", remedy="lower clusters")
+    if not workers and vectors.folder is not None and len(vectors) * vectors.dim * 4 <= IN_MEMORY:
+        vectors = Vectors.of(vectors.ids, vectors.load())
     passes = Passes(vectors, threads or len(os.sched_getaffinity(0)), workers, device)
     with single_threaded_blas():
         runs = (_lloyd(vectors, k, rng, config, passes, progress) for _ in range(config.restarts))

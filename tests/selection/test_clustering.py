@@ -89,7 +89,10 @@ def test_same_bits_for_any_order_parts_and_threads(
         block = iter([(list(ids[start : start + part]), array[start : start + part])])
         write_vectors(folder / str(number), block, dim=8)
         (folder / str(number) / "part-00000.parquet").rename(folder / f"part-{number:05d}.parquet")
-    assert same(first, cluster(Vectors.open(folder), k, rng=rng(), config=config, threads=threads))
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in (0, 2**30):
+            patch.setattr(clustering, "IN_MEMORY", limit)
+            assert same(first, cluster(Vectors.open(folder), k, rng=rng(), config=config, threads=threads))
 
 
 def test_same_bits_when_sums_span_groups(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cuvee.errors import DataError
-from selection.vectors import CHUNK, Vectors, vector_schema, write_vectors
+from selection.vectors import CHUNK, Vectors, write_vectors
 
 
 def ids_of(n: int) -> list[str]:
@@ -50,7 +50,7 @@ def test_foreign_parts_and_row_groups_give_the_same_blocks(
     bounds = sorted({0, n, *cuts})
     for part, (a, b) in enumerate(itertools.pairwise(bounds)):
         values = pa.FixedSizeListArray.from_arrays(pa.array(array[a:b].reshape(-1)), 3)
-        table = pa.table([ids[a:b], values], schema=vector_schema(3))
+        table = pa.table({"id": ids[a:b], "embedding": values})
         pq.write_table(table, folder / f"part-{part:03d}.parquet", row_group_size=group)
     vectors, memory = Vectors.open(folder), Vectors.of(ids, array)
     for (i, mine), (j, theirs) in zip(vectors.blocks(), memory.blocks(), strict=True):
