@@ -8,7 +8,6 @@ from typing import Any
 from services.report.figure import (
     GREY,
     PALETTE,
-    SYMBOLS,
     Figures,
     Trace,
     bars,
@@ -158,8 +157,9 @@ def round_weights(figures: Figures, pool: Mapping[str, Any]) -> dict[str, Any]:
     shown = sorted(lines, key=lambda cluster: (-spread[cluster], cluster))[:SHOWN]
     words = {c["cluster"]: ", ".join(c["keywords"][:2]) for c in pool.get("clusters", [])}
     data: list[Trace] = []
-    for i, cluster in enumerate(shown):
-        look = looks(i)
+    for cluster in shown:
+        place = sorted(lines).index(cluster)
+        look = looks(place)
         name = f"{cluster}: {words.get(cluster, '')}".removesuffix(": ")
         line = sorted(lines[cluster])
         data.append(
@@ -170,11 +170,12 @@ def round_weights(figures: Figures, pool: Mapping[str, Any]) -> dict[str, Any]:
                 "x": [r for r, _ in line],
                 "y": [w for _, w in line],
                 "line": {"color": look["color"], "dash": look["dash"]},
-                "marker": {"color": look["color"], "symbol": SYMBOLS[i % len(SYMBOLS)], "size": 7},
+                "marker": {"color": look["color"], "symbol": look["symbol"], "size": 7},
                 "meta": plain(name, 60),
                 "hovertemplate": "%{meta}<br>round %{x}: %{y:.1%}<extra></extra>",
             }
         )
-    caption = f"Weights of clusters by round, the {len(shown)} of {len(lines)} that moved most."
+    some = f", the {len(shown)} of {len(lines)} that moved most" if len(shown) < len(lines) else ""
+    caption = f"Weights of clusters by round{some}."
     layout = {"xaxis": {"title": {"text": "round"}, "dtick": 1}, "yaxis": {"tickformat": ".1%", "rangemode": "tozero"}}
     return figures.add(caption, caption, data, layout, height=horizontal(12))

@@ -17,8 +17,12 @@
   const coarse = matchMedia("(pointer: coarse)").matches;
   const config = { responsive: true, displayModeBar: false };
 
-  const themed = (layout) => {
-    const text = colour("--text"), soft = colour("--soft"), line = colour("--line"), back = colour("--back");
+  // Paper is light and has its own width, whatever the screen is.
+  const PAPER = { "--text": "#1b1e24", "--soft": "#565d6b", "--line": "#d5d9e0", "--back": "#ffffff" };
+  const PAPER_WIDTH = 690;
+
+  const themed = (layout, paper) => {
+    const [text, soft, line, back] = Object.keys(PAPER).map((name) => (paper ? PAPER[name] : colour(name)));
     const narrow = innerWidth < 640;
     const result = {
       ...layout, autosize: true, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
@@ -54,14 +58,24 @@
 
   const redraw = () => drawn.forEach((layout, element) => Plotly.relayout(element, themed(layout)));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  const onPaper = () => drawn.forEach((layout, element) => {
+    Plotly.relayout(element, { ...themed(layout, true), autosize: false, width: Math.min(PAPER_WIDTH, element.clientWidth) });
+  });
+  const onScreen = () => drawn.forEach((layout, element) => {
+    Plotly.relayout(element, { ...themed(layout), autosize: true, width: null });
+  });
 
   let closed = [];
   addEventListener("beforeprint", () => {
     closed = [...document.querySelectorAll("details:not([open])")];
     closed.forEach((element) => { element.open = true; });
     plots.forEach(draw);
+    onPaper();
   });
-  addEventListener("afterprint", () => closed.forEach((element) => { element.open = false; }));
+  addEventListener("afterprint", () => {
+    closed.forEach((element) => { element.open = false; });
+    onScreen();
+  });
 
   // Tables
 
