@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cuvee import prompts
 from cuvee.errors import CuveeError, MissingError, UserError
 from services import models, sources
 from services.graph import Node, make_node
@@ -375,10 +376,15 @@ class Builder:
         return state.beside(node, clusters=node)
 
     def do_respond(self, label: str, config: Any, state: TableState) -> TableState:
+        from selection.responses import PROMPTS
+
         settings: dict[str, Any] = {"respond": config.model_dump(mode="json"), "judge": None}
+        if config.generates:
+            # An edit of a prompt without a new version must not be taken for the old prompt.
+            settings["prompt"] = prompts.load(config.prompts or "generic", PROMPTS).digest
         inputs, execution = {"rows": state.rows}, {}
         model = None
-        if config.policy != "gold":
+        if config.generates:
             name = config.model or self.recipe.model_for()
             inputs["model"] = model = self.model(name)
             settings["chat"] = self.chat(name)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cuvee.errors import CuveeError
+from cuvee.errors import CuveeError, UserError
 from services import results, sources
 from services.broker import Broker, Observer, Outcome
 from services.graph import Node, ordered
@@ -73,6 +73,24 @@ def read_pools(plan: Plan, store: Store) -> None:
             Broker(store, runtime).run(near)
 
 
+def check_judges(plan: Plan, store: Store) -> None:
+    """UserError when a judge cannot decide the rows that it will get, as far as these have been read."""
+    from cuvee import rows
+    from evaluation.judges import JudgeConfig, fits
+
+    for node in ordered(plan.targets):
+        if not node.config.get("judge") or "rows" not in node.inputs:
+            continue
+        source: Node | None = node.inputs["rows"]
+        while source is not None and store.done(source.key) is None:
+            source = next((n for name, n in sorted(source.inputs.items()) if name.startswith("rows")), None)
+        if source is None:
+            continue
+        why = fits(JudgeConfig.parse(node.config["judge"]), rows.read(store.local(source.key) / "rows"))
+        if why:
+            raise UserError(f"{node.label}: {why}", remedy="name another judge")
+
+
 def store_of(request: Request) -> Store:
     """The store: the command's, or the recipe's if the command names none."""
     return Store(request.store)
@@ -88,6 +106,7 @@ def run(request: Request, terminal: Terminal, log: Path) -> Result:
     if plan.missing:
         raise plan.missing[0]
     store.check_writable()
+    check_judges(plan, store)
     name = run_name(plan.recipe)
     targets = plan.targets
     manifest = manifest_of(plan, name, request, start)

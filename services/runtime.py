@@ -115,12 +115,17 @@ class Runtime:
         from evaluation import judges
 
         config = judges.JudgeConfig.parse(context.config["judge"])
+        names = sorted(config.model_names())
+        if config.kind == "reward":
+            rewards = {name: self.reward_for(context, f"judge.{name}") for name in names}
+            return judges.build(config, reward=rewards)
         chats = context.config.get("judge_chat", {})
-        engines = context.execution.get("judge_engines", {})
-        generate = {}
-        for name in sorted(config.model_names()):
-            artifact = context.inputs[f"judge.{name}"]
-            generate[name] = self.model_of(artifact, chats[name], engines.get(name, {})).generate
+        generate = {
+            name: self.model_of(
+                context.inputs[f"judge.{name}"], chats[name], context.execution.get("engine", {})
+            ).generate
+            for name in names
+        }
         return judges.build(config, generate=generate)
 
     def reward_for(self, context: Context, name: str) -> Reward:
@@ -130,10 +135,8 @@ class Runtime:
         from services.steps.model import model_folder
 
         self.ray()
-        self.release_engines()
         need = cluster.resources("embed")
-        folder = model_folder(context.inputs[name])
-        return reward(folder, context.config["chat"], cpus=need.cpus, gpus=need.gpus, env=self.environment())
+        return reward(model_folder(context.inputs[name]), cpus=need.cpus, gpus=need.gpus, env=self.environment())
 
     # Resources
 

@@ -41,13 +41,14 @@ def plan(recipe: str, profiles: tuple[str, ...], overrides: tuple[str, ...], sto
     Example: cuvee plan recipes/quickstart.yaml --set train.lr=1e-5
     """
     from services.figures import figures, show
-    from services.run import Request, open_plan, read_pools, store_of
+    from services.run import Request, check_judges, open_plan, read_pools, store_of
 
     request = Request(Path(recipe), profiles, overrides, store)
     where = store_of(request)
     opened = open_plan(request, where)
     if not opened.missing:
         read_pools(opened, where)
+        check_judges(opened, where)
     found = figures(opened, where)
     if as_json:
         print_json(found)

@@ -9,6 +9,7 @@ from cuvee import rows
 from cuvee.errors import UserError
 from cuvee.protocols import Decoding, Judge
 from services.steps.base import Context, step
+from services.steps.respond import require_fit
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from services.runtime import Remote
 
 
-@step("evaluate", "1", "evaluation.tasks", "evaluation.items", kind="engine")
+@step("evaluate", "1", "evaluation.tasks", "evaluation.items", "evaluation.judges", "evaluation.sandbox", kind="engine")
 def evaluate(context: Context) -> dict[str, Any]:
     """`items.parquet` (one row a metric of an item) and `summary.json`."""
     import pyarrow.parquet as pq
@@ -62,6 +63,7 @@ def on_table(context: Context, engine: Engine | Remote, judge: Judge | None) -> 
             items = bleu(table, generate=engine.generate, decoding=decoding, task=measurement)
         else:
             assert judge is not None
+            require_fit(context, table)
             items = judged(table, generate=engine.generate, judge=judge, decoding=decoding, task=measurement)
     return renamed(items, f"{measurement}.{config['table']}")
 

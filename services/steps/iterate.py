@@ -132,7 +132,7 @@ def grade(context: Context, asked: list[tuple[str, Any, str]]) -> dict[str, floa
         ]
         return {name: rated.score for name, rated in rate(engine.generate, cases).items()}
     reward = context.runtime.reward_for(context, "grader")
-    values = reward([rows.with_answer(talk, text) for _, talk, text in asked])
+    values = reward([("\n\n".join(m["content"] for m in rows.prompt_of(talk)), text) for _, talk, text in asked])
     return {name: value for (name, _, _), value in zip(asked, values, strict=True)}
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuvee import rows
+from cuvee.errors import UserError
 from services.steps.base import Context, step
 from services.steps.data import finish, write_removed
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @step(
@@ -15,7 +19,13 @@ from services.steps.data import finish, write_removed
     "selection.responses",
     "selection.cleaning",
     "selection.rft",
+    "selection.candidates",
+    "selection.policies",
+    "selection.provenance",
+    "selection.shards",
+    "cuvee.prompts",
     "evaluation.judges",
+    "evaluation.sandbox",
     kind="engine",
     draws=True,
 )
@@ -25,10 +35,12 @@ def respond(context: Context) -> dict[str, Any]:
     from selection.responses import respond as choose
 
     config = RespondConfig.model_validate(context.config["respond"])
+    table = rows.read(context.inputs["rows"] / "rows")
     judge = context.runtime.judge_for(context)
+    require_fit(context, table)
     engine = context.runtime.engine_for(context, "model") if "model" in context.inputs else None
     result = choose(
-        rows.read(context.inputs["rows"] / "rows"),
+        table,
         config,
         generate=engine.generate if engine else None,
         judge=judge,
@@ -39,3 +51,11 @@ def respond(context: Context) -> dict[str, Any]:
     )
     write_removed(result.responses, context.out / "responses.parquet")
     return finish(context, result.table, composition=composition(result.responses).to_pylist())
+
+
+def require_fit(context: Context, table: pa.Table) -> None:
+    """UserError when the judge cannot decide these rows: before anything is generated."""
+    from evaluation.judges import JudgeConfig, fits
+
+    if context.config.get("judge") and (why := fits(JudgeConfig.parse(context.config["judge"]), table)):
+        raise UserError(why, remedy="name another judge, or keep only rows that have what it needs")
