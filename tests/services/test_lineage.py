@@ -120,7 +120,9 @@ def test_what_is_a_row(store: Store) -> None:
         of_row(store, "0" * 32)
 
 
-def test_files_come_through_the_store_and_models_stay_where_they_are(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_come_through_the_store_and_models_stay_where_they_are(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As they must from an object store, where a model is gigabytes away."""
     remote = Store(store.url)
     monkeypatch.setattr(remote, "scratch", tmp_path)
