@@ -50,7 +50,12 @@ def forest(figures: Figures, changes: Sequence[Mapping[str, Any]], several: bool
 
 
 def _names(lines: Sequence[Mapping[str, Any]], several: bool) -> list[str]:
-    return [f"{line['task']} · {line['point']}" + (f" · {line['arm']}" if several else "") for line in lines]
+    """Task, model and arm; the model only where there is more than one, the arm only in a sweep."""
+    points = len({line["point"] for line in lines}) > 1
+    return [
+        " · ".join([line["task"], *([line["point"]] if points else []), *([line["arm"]] if several else [])])
+        for line in lines
+    ]
 
 
 def _difference(change: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ a statement about these models, not about the method, and the sentence says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -107,8 +108,10 @@ def _best(sweep: Mapping[str, Any]) -> str:
         known = [v for v in sweep["variants"] if metric in v["mean"]]
         if len(known) > 1:
             pick = min if metric in sweep["lower"] else max
-            best = pick(known, key=lambda v: v["mean"][metric])
-            found.append(f"{metric} {best['name']} ({number(best['mean'][metric])})")
+            value = pick(v["mean"][metric] for v in known)
+            best = [v["name"] for v in known if math.isclose(v["mean"][metric], value, abs_tol=1e-9)]
+            name = best[0] if len(best) == 1 else f"a tie of {len(best)}"
+            found.append(f"{metric} {name} ({number(value)})")
     return f"Best arms by the mean over seeds: {'; '.join(found)}." if found else ""
 
 
