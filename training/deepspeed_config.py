@@ -39,6 +39,11 @@ def stage_of(execution: Execution, precision: Precision) -> int:
     return max(1, execution.zero) if precision != "fp32" else execution.zero
 
 
+def layout(execution: Execution, precision: Precision) -> dict[str, Any]:
+    """What decides how DeepSpeed cuts up the state, and so which checkpoints it can read."""
+    return {"stage": stage_of(execution, precision), "world": execution.workers, "offload": execution.offload}
+
+
 def settings(config: TrainConfig, execution: Execution, precision: Precision) -> dict[str, Any]:
     """The JSON. Raises UserError when the raw part contradicts the recipe."""
     stage = stage_of(execution, precision)

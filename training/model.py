@@ -156,12 +156,16 @@ def adapted(model: Any, config: TrainConfig) -> Any:
     return model
 
 
+def learning(model: Any) -> list[tuple[str, Any]]:
+    """(name, parameter) of what learns."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
 def decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
     """Parameters that learn: matrices with weight decay; biases, norms and other vectors without."""
-    learning = [p for p in model.parameters() if p.requires_grad]
-    sizes = [len(getattr(p, "ds_shape", p.shape)) for p in learning]
-    matrices = [p for p, dims in zip(learning, sizes, strict=True) if dims > 1]
-    vectors = [p for p, dims in zip(learning, sizes, strict=True) if dims <= 1]
+    parameters = [parameter for _, parameter in learning(model)]
+    matrices = [p for p in parameters if len(getattr(p, "ds_shape", p.shape)) > 1]
+    vectors = [p for p in parameters if len(getattr(p, "ds_shape", p.shape)) <= 1]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 

@@ -87,10 +87,6 @@ class Execution(Config):
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
-    checkpoints: Literal["sharded", "portable"] = Field(
-        "sharded",
-        description="sharded: DeepSpeed's own, fast; portable: whole tensors, for any number of workers or stage",
-    )
     deepspeed: dict[str, Any] | None = Field(None, description="raw DeepSpeed settings, checked for conflicts")
     storage: str | None = Field(None, description="folder or URI for checkpoints; default is the work folder")
     max_failures: int = Field(3, ge=0, description="restarts after the loss of a worker")

@@ -93,6 +93,11 @@ def train(
         raise Unavailable("Ray is not initialised", remedy="connect to a cluster, or start a local one, first")
     described = models.read_config(model)
     models.check(config, execution, model)
+    if init_state and (config.lora or config.ia3):
+        raise UserError(
+            "adapters are merged at the end of a stage, so there is no optimiser to keep for them",
+            remedy="set optimiser: restart",
+        )
     precision = models.resolve_precision(config, use_gpu=execution.use_gpu)
     deepspeed_config.settings(config, execution, precision)
     if not plan.is_file():
@@ -106,6 +111,7 @@ def train(
         "plan": plan_hash,
         "config": config.key(),
         "seed": seed,
+        "precision": precision,
         "objective": objective.model_dump(mode="json"),
         "stage": stage,
     }

@@ -192,7 +192,7 @@ class _Run:
             ended = time.perf_counter()
             line = {
                 "step": step,
-                "clock": round(time.time(), 3),
+                "clock": round(sums.clock, 3),
                 "loss": sums.loss,
                 "loss_by_source": sums.by_source(sources),
                 "tokens_trained": int(sums.trained.sum()),

@@ -120,5 +120,7 @@ def test_wrong_settings_are_refused_before_anything_starts(fit: Fit) -> None:
         fit(execution={"workers": 3, "cpus_per_worker": 1})
     with pytest.raises(UserError, match="GB"):
         fit(execution={"memory_gb": 0.1})
+    with pytest.raises(UserError, match="no optimiser to keep"):
+        fit(CONFIG.model_copy(update={"lora": Lora()}), init_state=Path("anywhere"))
     with pytest.raises(UserError, match="biases"):
         fit(CONFIG.model_copy(update={"bias_only": True}))
