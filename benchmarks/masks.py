@@ -5,8 +5,8 @@
 Three ways with the same tokenizer (the built-in model's) and the same template: ours (roles from one rendering, with
 the genuine rendering as proof, then the weights of `sft`), TRL's path (`apply_chat_template` with generation marks in
 the template, as `SFTTrainer` calls it for `assistant_only_loss`), and tokenising every prefix again (as open-instruct
-and the code of arXiv 2405.14394 did). Repetitions alternate between the ways; the median counts. One core; run it by hand; the template of
-the marks comes from the package `trl`.
+and the code of arXiv 2405.14394 did). Repetitions alternate between the ways; the median counts. One core; run it by
+hand. The template with the marks comes from the package `trl`.
 """
 
 from __future__ import annotations

@@ -327,9 +327,7 @@ def _locate(text: str, messages: Sequence[Mapping[str, Any]], notes: list[str]) 
         content, (a, b) = messages[turn]["content"], used[turn]
         before = plain[pieces[k - 1].stop if k else 0 : start]
         after = plain[stop : pieces[k + 1].start if k + 1 < len(pieces) else len(plain)]
-        pieces[k] = Piece(
-            turn, start - _rewritten(before, content[:a]), stop + _rewritten(after[::-1], content[b:][::-1])
-        )
+        pieces[k] = Piece(turn, start - _respelt(before, content[:a]), stop + _respelt(after[::-1], content[b:][::-1]))
     for i, message in enumerate(messages):
         content = message["content"]
         if not content.strip() and message["role"] == "assistant":
@@ -344,7 +342,7 @@ def _locate(text: str, messages: Sequence[Mapping[str, Any]], notes: list[str]) 
     return pieces
 
 
-def _rewritten(before: str, lost: str) -> int:
+def _respelt(before: str, lost: str) -> int:
     """How many characters at the end of `before` spell the `lost` text again, white space apart; 0 if they do not.
 
     Templates take `<think>` off a message and write it themselves: it is the message's all the same.
