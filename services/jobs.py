@@ -82,13 +82,18 @@ class Cluster:
             raise UserError(
                 f"{address} is not the address of a Ray dashboard", remedy=f"write it like {DEFAULT_ADDRESS}"
             )
-        for module in ("dashboard_sdk", "job.sdk"):
-            logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
         found = self._version()
         with self._errors(), _hidden(_OVERRIDES):
             import ray
             from ray.job_submission import JobSubmissionClient
 
+            # These modules set their own level when they are imported.
+            for module in (
+                "dashboard.modules.dashboard_sdk",
+                "dashboard.modules.job.sdk",
+                "_private.runtime_env.packaging",
+            ):
+                logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)
             if same_version and found != ray.__version__:
                 raise UserError(
                     f"the cluster runs Ray {found}, and here is Ray {ray.__version__}",
@@ -155,11 +160,9 @@ class Cluster:
 
     def _submit(self, order: Order, name: str) -> str:
         metadata = {"cuvee.recipe": order.recipe, "cuvee.hash": order.hash, "cuvee.store": order.store}
-        environment = {
-            "working_dir": str(order.folder),
-            "py_modules": [str(package) for package in order.packages],
-            "env_vars": dict(order.variables),
-        }
+        environment: dict[str, Any] = {"working_dir": str(order.folder), "env_vars": dict(order.variables)}
+        if order.packages:  # Ray cannot set up an empty list
+            environment["py_modules"] = [str(package) for package in order.packages]
         with self._errors():
             return str(
                 self.client.submit_job(
