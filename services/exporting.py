@@ -156,6 +156,8 @@ def axolotl(stage: Stage) -> Exported:
     if stage.objective.neftune:
         settings["neftune_noise_alpha"] = stage.objective.neftune
     lost = list(_lost(stage))
+    if stage.objective.preset in ("im", "wit"):
+        lost.append("the end tokens of prompts carry loss as well")
     if stage.objective.turns == "last":
         lost.append("all assistant turns carry loss, not the last alone")
     if stage.objective.smoothing:

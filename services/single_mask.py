@@ -42,7 +42,8 @@ def mask(session: Session, request: MaskRequest) -> list[dict[str, Any]]:
         objective = Objective.parse(request.objective)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise UserError(f"--objective: {str(first['msg']).removeprefix('Value error, ')}") from None
+        place = ".".join(["--objective", *map(str, first["loc"])])
+        raise UserError(f"{place}: {str(first['msg']).removeprefix('Value error, ')}") from None
     (settings,) = origins([request.data], request.shape, request.columns)
     name = settings.pop("name")
     source = Source.model_validate(settings)
