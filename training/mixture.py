@@ -100,8 +100,8 @@ def compose(
 
     `lengths` has, for every table of the mix, its rows as columns id, target, source and tokens (as rendered, before
     truncation to `max_len`), each (id, target) once; a column `count`, of a selection with replacement, says how often
-    a row stands for itself. Rows above `max_len` are truncated, or dropped before amounts are taken. `minimum` is what a
-    fraction gives at least. `seed` moves the order, `sample_seed` (the same if absent) which rows are drawn.
+    a row stands for itself. Rows above `max_len` are truncated, or dropped before amounts are taken. A fraction gives
+    `minimum` at least. `seed` moves the order, `sample_seed` (the same if absent) which rows are drawn.
 
     Raises UserError when an amount gives no rows, asks for more than there is, or when there are no epochs.
     """
