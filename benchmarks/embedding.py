@@ -10,6 +10,7 @@ last line is the whole step on Ray Data with one actor, with its start; its proc
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import pkgutil
 import tempfile
@@ -29,7 +30,7 @@ def texts(cut: bool) -> list[str]:
         package = import_module(name)
         modules = [package]
         for info in pkgutil.iter_modules(getattr(package, "__path__", [])):
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), contextlib.suppress(ImportError):  # some are for other systems
                 warnings.simplefilter("ignore")
                 if info.name != "__main__":
                     modules.append(import_module(f"{name}.{info.name}"))
