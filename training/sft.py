@@ -140,7 +140,7 @@ def train(
     job.work.mkdir(parents=True, exist_ok=True)
     job.out.mkdir(parents=True, exist_ok=True)
     metrics = job.work / "metrics.jsonl"
-    with _following(metrics, progress), _own_interrupts():
+    with _following(metrics, progress), _own_interrupts(), _ray_train_settings():
         summary = _fit(job, cpus, env or {})
     shutil.copyfile(metrics, job.out / "metrics.jsonl")
     _write(job.out / "train.json", json.dumps(summary, indent=1))
@@ -250,6 +250,27 @@ def _own_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _ray_train_settings() -> Iterator[None]:
+    """Ray Train reads some settings from the driver's environment only. What the user has set stays.
+
+    A busy machine takes longer than the default minute to start workers; and where there is one machine there is none
+    to be preempted, so that the watcher for it would only cost another process.
+    """
+    import ray
+
+    wanted = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300"}
+    if sum(node["Alive"] for node in ray.nodes()) == 1:
+        wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import pytest
 from tests.training.plain import Data, make_data, plain_loop, weights_of
 from training.objective import Objective
 from training.sft import Execution, TrainConfig, TrainResult, train
+
+# Ray Train asks its workers every two seconds how they are; a run of twenty steps is over by then.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
 
 CONFIG = TrainConfig(
     lr=3e-3,
