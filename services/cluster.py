@@ -150,6 +150,13 @@ def connect(
     from services.inference import shutdown_engines
 
     environment = quiet_environment(offline=offline)
+    if ray.is_initialized():
+        # Whoever has connected this process (a notebook, a job's driver, a test) also ends it.
+        try:
+            yield
+        finally:
+            shutdown_engines()
+        return
     ledger = Ledger(pids) if pids else None
     if ledger:
         ledger.sweep()
