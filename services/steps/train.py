@@ -15,6 +15,8 @@ from services.steps.model import model_folder
     "training.sft",
     "training.settings",
     "training.worker",
+    "training.engine",
+    "training.reference",
     "training.corpus",
     "training.model",
     "training.export",
