@@ -121,6 +121,7 @@ def report(run_or_recipe: str, store: str, form: str, out: str | None) -> None:
     Example: cuvee report quickstart --format md --out quickstart.md
     """
     from services.report import write
+    from services.runs import find_run
     from services.store import Store
 
     where = Store(store)
@@ -128,25 +129,6 @@ def report(run_or_recipe: str, store: str, form: str, out: str | None) -> None:
     target = Path(out) if out else where.scratch / "runs" / name / f"report.{form}"
     target.parent.mkdir(parents=True, exist_ok=True)
     click.echo(write(where, name, target, form=form))
-
-
-def find_run(store: Any, word: str) -> str:
-    """The name of a stored run: by name, by its beginning, or by recipe file. UserError when none or many match."""
-    from services.recipe import load
-    from services.run import run_name
-
-    names = store.runs()
-    if word in names:
-        return word
-    if Path(word).suffix in (".yaml", ".yml") and Path(word).exists():
-        name = run_name(load(word))
-        if name in names:
-            return name
-    found = [name for name in names if name.startswith(word)]
-    if len(found) != 1:
-        known = ", ".join(sorted(names)) or "none"
-        raise UserError(f"{len(found)} runs match {word!r}", remedy=f"runs of this store: {known}")
-    return found[0]
 
 
 def log_file(store: str, name: str) -> Path:

@@ -10,8 +10,8 @@ import click
 
 from cuvee.errors import UserError
 from services.commands.common import address_option, json_option, print_json, recipe_options, store_option
-from services.commands.recipes import find_run
 from services.commands.single import session
+from services.runs import find_run
 
 F = TypeVar("F", bound=Callable[..., Any])
 
