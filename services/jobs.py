@@ -41,12 +41,11 @@ _SIGN_IN = (
 )
 
 
-def entrypoint(parcel: Parcel, overrides: Sequence[str], store: str, *, hub_code: bool = False) -> str:
+def entrypoint(parcel: Parcel, overrides: Sequence[str], store: str) -> str:
     """The shell command of a job. Raises UserError when it would show a credential to all who see the job."""
     words = ["python", "-m", "services.cli", "run", parcel.recipe, "--store", store, "--address", "auto"]
     words += [word for profile in parcel.profiles for word in ("--profile", profile)]
     words += [word for setting in overrides for word in ("--set", setting)]
-    words += ["--trust-remote-code"] if hub_code else []
     command = shlex.join(words)
     if redact(command) != command:
         raise UserError(

@@ -34,7 +34,6 @@ class Request:
     overrides: Sequence[str] = ()
     store: str = "cuvee-store"
     address: str | None = None
-    hub_code: bool = False
     keep_going: bool | None = None
 
 
@@ -113,7 +112,7 @@ def run(request: Request, terminal: Terminal, log: Path) -> Result:
     store.save_run(name, manifest)
     keep_going = len(plan.arms) > 1 if request.keep_going is None else request.keep_going
     with ExitStack() as stack:
-        runtime = stack.enter_context(Runtime(store, address=request.address, log=log, hub_code=request.hub_code))
+        runtime = stack.enter_context(Runtime(store, address=request.address, log=log))
         tracker = stack.enter_context(RunTracker(store, plan, name))
         lines = StepLines(terminal, len(ordered(targets)))
         observers: list[Observer] = [lines, Lists(terminal), tracker]

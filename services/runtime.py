@@ -42,8 +42,8 @@ class Remote:
 class Runtime:
     """`address` is a Ray cluster's, or None for a local instance that ends with the command."""
 
-    def __init__(self, store: Store, *, address: str | None = None, log: Path, hub_code: bool = False) -> None:
-        self.store, self.address, self.log, self.hub_code = store, address, log, hub_code
+    def __init__(self, store: Store, *, address: str | None = None, log: Path) -> None:
+        self.store, self.address, self.log = store, address, log
         self.engine_model = ""
         self._stack = ExitStack()
         self._connected = False

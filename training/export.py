@@ -62,7 +62,7 @@ def plain_model(
     from training.model import adapted
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=execution.trust_remote_code)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False)
     merged = bool(config.lora or config.ia3)
     if merged:
         model = adapted(model, config)

@@ -92,7 +92,7 @@ def load(folder: Path, config: TrainConfig, execution: Execution, precision: Pre
     options: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": resolve_attention(execution, precision),
-        "trust_remote_code": execution.trust_remote_code,
+        "trust_remote_code": False,
     }
     if config.qlora:
         from transformers import BitsAndBytesConfig

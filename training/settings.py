@@ -91,7 +91,6 @@ class Execution(Config):
     storage: str | None = Field(None, description="folder or URI for checkpoints; default is the work folder")
     max_failures: int = Field(3, ge=0, description="restarts after the loss of a worker")
     memory_gb: float | None = Field(None, gt=0, description="memory of one worker; null: what the machine has")
-    trust_remote_code: bool = False
 
     @model_validator(mode="after")
     def _offload(self) -> Execution:

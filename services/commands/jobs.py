@@ -36,7 +36,6 @@ def dashboard_option(function: F) -> F:
 @click.option("--follow/--no-follow", default=True, help="Show the log until the job has ended.")
 @click.option("--check/--no-check", default=True, help="Reach store and tracking server from here first.")
 @click.option("--max-mb", default=50.0, show_default=True, help="Refuse to send more than this.")
-@click.option("--trust-remote-code", is_flag=True, help="Let model code of the hub run.")
 def submit(
     recipe: str,
     profiles: tuple[str, ...],
@@ -47,7 +46,6 @@ def submit(
     follow: bool,
     check: bool,
     max_mb: float,
-    trust_remote_code: bool,
 ) -> None:
     """Send RECIPE to a Ray cluster and follow it. Send it again to follow a live job, or to continue an ended one.
 
@@ -77,7 +75,7 @@ def submit(
             hash=document.hash,
             recipe=document.name,
             store=place,
-            command=entrypoint(parcel, overrides, place, hub_code=trust_remote_code),
+            command=entrypoint(parcel, overrides, place),
             folder=parcel.folder,
             packages=parcel.packages,
             variables={} if document.tracking or not tracking else {"MLFLOW_TRACKING_URI": tracking},

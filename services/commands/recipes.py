@@ -61,7 +61,6 @@ def plan(recipe: str, profiles: tuple[str, ...], overrides: tuple[str, ...], sto
 @store_option
 @address_option
 @json_option
-@click.option("--trust-remote-code", is_flag=True, help="Let model code of the hub run.")
 def run(
     recipe: str,
     profiles: tuple[str, ...],
@@ -69,7 +68,6 @@ def run(
     store: str,
     address: str | None,
     as_json: bool,
-    trust_remote_code: bool,
 ) -> None:
     """Run RECIPE: make what is missing, train, measure, and write the report. Run it again to continue.
 
@@ -79,7 +77,7 @@ def run(
     from services.run import run as execute
     from services.terminal import quiet
 
-    request = Request(Path(recipe), profiles, overrides, store, address, trust_remote_code)
+    request = Request(Path(recipe), profiles, overrides, store, address)
     log = log_file(store, Path(recipe).stem)
     with quiet(log, json=as_json) as terminal:
         try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuvee import rows
 from cuvee.errors import UserError
-from cuvee.protocols import Decoding, Judge
+from cuvee.protocols import Decoding, Generate, Judge
 from services.steps.base import Context, step
 from services.steps.respond import require_fit
 
@@ -26,13 +26,15 @@ def evaluate(context: Context) -> dict[str, Any]:
     from evaluation import tasks
 
     engine = context.runtime.engine_for(context, "model")
-    judge = context.runtime.judge_for(context)
+    judge: Any = context.runtime.judge_for(context)
     if "table" in context.config:
         items = on_table(context, engine, judge)
     else:
         task = tasks.get(context.config["task"])
         said = {name: value for name, value in context.config["options"].items() if value is not None}
         options = tasks.EvalOptions.model_validate(said)
+        if task.kind == "chat":
+            judge = judging_model(context)
         items = task.run(
             task.items(options), generate=engine.generate, score=engine.score, judge=judge, options=options
         )
@@ -40,6 +42,18 @@ def evaluate(context: Context) -> dict[str, Any]:
     summary = tasks.summarise(items)
     (context.out / "summary.json").write_text(json.dumps(summary, indent=1))
     return {"items": items.num_rows, "summary": summary}
+
+
+def judging_model(context: Context) -> Generate:
+    """The model that grades open answers: the one that the recipe's judge names."""
+    names = [name for name in context.inputs if name.startswith("judge.")]
+    if len(names) != 1:
+        raise UserError(
+            f"{context.config['task']} needs one judging model, and {len(names)} are named",
+            remedy=f"evaluate: {{judged: {{{context.config['task']}: {{judge: {{llm: MODEL}}}}}}}}",
+        )
+    chat = context.config["judge_chat"][names[0].removeprefix("judge.")]
+    return context.runtime.model_of(context.inputs[names[0]], chat, context.execution.get("engine", {})).generate
 
 
 def on_table(context: Context, engine: Engine | Remote, judge: Judge | None) -> pa.Table:

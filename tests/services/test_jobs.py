@@ -136,9 +136,9 @@ def parcel(start: str = ".") -> Parcel:
 
 
 def test_the_command_of_a_job() -> None:
-    assert entrypoint(parcel(), ["train.lr=1e-5"], "s3://b/x", hub_code=True) == (
+    assert entrypoint(parcel(), ["train.lr=1e-5"], "s3://b/x") == (
         "python -m services.cli run 'recipes/my recipe.yaml' --store s3://b/x --address auto --profile p/cpu.yaml "
-        "--set train.lr=1e-5 --trust-remote-code"
+        "--set train.lr=1e-5"
     )
     assert entrypoint(parcel("a b"), [], "/s").startswith("mkdir -p 'a b' && cd 'a b' && python -m")
 
