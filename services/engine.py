@@ -211,8 +211,12 @@ class EngineActor:
             args |= {"tensor_parallel_size": gpus, "gpu_memory_utilization": self.options.gpu_memory}
         else:
             cache = int(self.options.cpu_cache_gib * 2**30)
-            # Scores need the logits of every prompt token: 1,024 of them at 49,152 words are 0.2 GB.
-            args |= {"enforce_eager": True, "kv_cache_memory_bytes": cache, "max_num_batched_tokens": max(1024, batch)}
+            # vLLM rewinds the generator of a seeded request whose prompt it has taken in part, which CPU generators
+            # cannot do, and dies of it. So prompts are taken whole, and a step is no longer than it must be: scores
+            # need the logits of every prompt token, 0.2 GB for 1,024 of them at 49,152 words.
+            args |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(1024, max_len + 1, batch)}
+            # Blocks of 32 tokens cost nothing against the usual 128, and let draws of a short prompt share it.
+            args |= {"enforce_eager": True, "kv_cache_memory_bytes": cache, "block_size": 32}
         self.stepper = Stepper(**args)
         return dtype, max_len
 

@@ -106,6 +106,14 @@ def test_a_draw_is_its_seed_whatever_else_is_asked(tiny: Engine) -> None:
     assert len(set(alone.values())) > 1
 
 
+def test_many_seeded_prompts_at_once(tiny: Engine) -> None:
+    """More prompt tokens than one step takes: an engine that cuts a seeded prompt in two dies on CPU."""
+    long = [Request(str(i), user("a" * 90 + str(i)), seed=i) for i in range(40)]
+    answers = list(tiny.generate(long, Decoding(max_new_tokens=4, temperature=1.0)))
+    assert len(answers) == 40
+    assert {a.error for a in answers} == {""}
+
+
 def test_stop_strings_end_an_answer(tiny: Engine) -> None:
     (free,) = tiny.generate([Request("a", user("Chen"))], GREEDY)
     stop = free.text[3:5]
@@ -238,6 +246,29 @@ def test_an_engine_that_is_killed_is_started_again(tiny: Engine) -> None:
     assert seen == [(i + 1, 24) for i in range(24)]
     (after,) = tiny.start()
     assert after["process"]["pid"] != before["process"]["pid"]
+
+
+@pytest.mark.kill
+def test_an_engine_that_hangs_is_replaced(tiny_model: Path) -> None:
+    stuck = engine(tiny_model, OPTIONS.model_copy(update={"stall": 4.0}))
+    (before,) = stuck.start()
+    answers = []
+    requests = [Request(str(i), user(f"{i} books")) for i in range(24)]
+    for answer in stuck.generate(requests, Decoding(max_new_tokens=100)):
+        if not answers:
+            os.kill(before["process"]["pid"], signal.SIGSTOP)
+        answers.append(answer)
+    assert {a.finish for a in answers} <= {"stop", "length"}
+    assert len(answers) == 24
+    assert wait_gone([Process(**before["process"])], 0) == []
+
+
+@pytest.mark.kill
+def test_an_idle_engine_ends_itself(tiny_model: Path) -> None:
+    brief = engine(tiny_model, OPTIONS.model_copy(update={"idle": 2.0}))
+    (before,) = brief.start()
+    assert wait_gone([Process(**before["process"])], 30) == []
+    assert len(list(brief.generate([Request("a", user("a"))], GREEDY))) == 1
 
 
 def test_shutdown_leaves_no_process(tiny: Engine) -> None:
