@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,13 @@ def call(capfd: pytest.CaptureFixture[str], *arguments: object) -> Call:
         main([str(argument) for argument in arguments])
     captured = capfd.readouterr()
     return Call(int(end.value.code or 0), captured.out, captured.err)
+
+
+def call_apart(*arguments: object) -> Call:
+    """The same in a process of its own: for commands that start Ray, whose processes write to a shared output."""
+    words = [sys.executable, "-m", "services.cli", *map(str, arguments)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=400)
+    return Call(done.returncode, done.stdout, done.stderr)
 
 
 def write_jsonl(path: Path, records: Sequence[Mapping[str, Any] | str]) -> Path:

@@ -12,7 +12,7 @@ from evaluation import suites, tasks
 from services.recipe import parse
 from services.single_evaluate import EvaluateRequest, recipe_of
 from services.yaml_lines import Document
-from tests.services.commands.calls import call
+from tests.services.commands.calls import call, call_apart
 
 
 def test_the_list_says_what_is_here_and_how_to_get_the_rest(capfd: pytest.CaptureFixture[str]) -> None:
@@ -53,15 +53,15 @@ def test_the_command_is_a_recipe(tmp_path: Path) -> None:
     assert suite.evaluate.tasks == suites.SUITES["builtin"].tasks
 
 
-def test_a_model_that_another_trainer_made(tmp_path: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_another_trainer_made(tmp_path: Path, tiny_model: Path) -> None:
     out = tmp_path / "scores"
     arguments = ["evaluate", "--model", tiny_model, "--tasks", "gsm_symbolic", "--limit", 2, "--out", out]
-    found = call(capfd, *arguments, "--store", tmp_path / "store", "--json")
+    found = call_apart(*arguments, "--store", tmp_path / "store", "--json")
     assert found.code == 0, found.err
     assert found.json["tasks"]["gsm_symbolic"]["n"] == 2
     assert json.loads((out / "summary.json").read_text())["tasks"] == found.json["tasks"]
     items = pq.read_table(out / "items.parquet").to_pylist()
     assert len({item["item"] for item in items}) == 2
     assert all(item["prompt"] and item["reference"] for item in items)
-    again = call(capfd, *arguments, "--store", tmp_path / "store", "--json")
+    again = call_apart(*arguments, "--store", tmp_path / "store", "--json")
     assert {step["status"] for step in again.json["steps"]} == {"reused"}
