@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cuvee.errors import Unavailable
+from cuvee.errors import Unavailable, UserError
 from services.engine import EngineActor
 from services.processes import Process, kill
 
@@ -37,7 +37,13 @@ class Pool:
         self.gpus = engine.options.tensor_parallel if have.get("GPU", 0) else 0
         possible = int(have["GPU"] // self.gpus) if self.gpus else 1
         self.size = engine.options.replicas or max(1, possible)
-        self.need = resources("engine", gpus=max(1, self.gpus), have=have)
+        self.need = resources("engine", workers=self.size, gpus=max(1, self.gpus), have=have)
+        largest = max(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
+        if self.gpus > largest:
+            raise UserError(
+                f"tensor_parallel is {self.gpus} and no node has more than {largest:g} GPUs",
+                remedy="an engine stays on one node: lower it, or use larger nodes",
+            )
         self._actors: dict[int, Any] = {}
         self._key = f"{PREFIX}{engine.key}"
 
