@@ -38,9 +38,7 @@ pip install -q --no-deps -r requirements-data.txt
 
 # DeepSpeed's CPU communication op is compiled once, now, and not in the middle of the first training.
 if [ "$extra" = cpu ]; then
-  DS_ACCELERATOR=cpu .venv/bin/python - >/dev/null 2>&1 <<'PY' || echo "setup: DeepSpeed's CPU op was not built; see cuvee doctor" >&2
-from deepspeed.ops.op_builder.cpu import CCLCommBuilder, ShareMemCommBuilder
-ShareMemCommBuilder().load()
-PY
+  DS_ACCELERATOR=cpu .venv/bin/python -c "from training.ops import build_cpu_op; build_cpu_op()" >/dev/null 2>&1 ||
+    echo "setup: DeepSpeed's CPU op was not built; see cuvee doctor" >&2
 fi
 touch .venv/.ready
