@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 SIDES = ("pipeline", "vllm", "transformers")
+MARK = "measured "
 
 
 def questions(count: int) -> list[str]:
@@ -100,7 +101,7 @@ def main() -> None:
     quiet_environment(offline=True)
     if given.side:
         run: Callable[..., tuple[float, float]] = globals()[given.side]
-        print(json.dumps(run(Path(given.model), given.prompts, given.tokens, given.dtype)))
+        print(MARK + json.dumps(run(Path(given.model), given.prompts, given.tokens, given.dtype)), flush=True)
         return
     with tempfile.TemporaryDirectory() as folder:
         model = materialise(ModelSpec(id=given.model), Path(folder) / "model")
@@ -111,7 +112,8 @@ def main() -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(f"{side} failed:\n{done.stderr[-2000:]}")
-            start, rate = json.loads(done.stdout.splitlines()[-1])
+            found = next(line for line in done.stdout.splitlines() if line.startswith(MARK))  # vLLM talks too
+            start, rate = json.loads(found.removeprefix(MARK))
             print(f"{side:14} {start:8.1f} {rate:9.1f}", flush=True)
 
 
