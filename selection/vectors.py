@@ -176,7 +176,7 @@ class _Folder:
                 return
             part, group, _ = self._groups[number]
             if file is None or part != opened:
-                opened, file = part, self._open(part)
+                opened, file = part, pq.ParquetFile(self._paths[part])
             yield self._read(file, group)[max(start - begin, 0) : min(stop, end) - begin]
 
     def _read(self, file: pq.ParquetFile, group: int) -> Floats:
@@ -192,11 +192,8 @@ class _Folder:
         for number in np.unique(owner):
             part, group, _ = self._groups[number]
             here = np.flatnonzero(owner == number)
-            out[here] = self._read(self._open(part), group)[positions[here] - self._starts[number]]
+            out[here] = self._read(pq.ParquetFile(self._paths[part]), group)[positions[here] - self._starts[number]]
         return out
-
-    def _open(self, part: int) -> pq.ParquetFile:
-        return pq.ParquetFile(self._paths[part], memory_map=True)
 
 
 def write_vectors(

@@ -308,6 +308,8 @@ def _unpack(packed: Path, out: Path) -> None:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         scratch.chmod(0o755)
+        for file in scratch.iterdir():
+            file.chmod(0o644)
         scratch.rename(out)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
