@@ -99,6 +99,8 @@ class Batches:
         if config.length_grouping:
             self.order = grouped(self.order, self.lengths, config.global_batch, seed)
         self.steps = -(-len(self.order) // config.global_batch)
+        self.untrained: dict[int, int] = {}
+        """By step, as far as prepared: rows of the global batch of which no token carries loss."""
 
     def rows(self, step: int) -> np.ndarray:
         """Row numbers of the global batch of 0-based `step`."""
@@ -127,6 +129,7 @@ class Batches:
         rows = self.rows(step)
         weights = [self.row_weights(int(row)) for row in rows]
         divisors = self._divisors(rows, weights)
+        self.untrained[step] = sum(not w.any() for w in weights)
         lengths = self.lengths[rows]
         bins = (
             balance(lengths, self.config.max_len, self.world)

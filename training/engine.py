@@ -19,7 +19,7 @@ from cuvee.errors import UserError
 from cuvee.rng import stream_seed
 from training import checkpoint, deepspeed_config, packing
 from training.batches import Micro
-from training.model import decay_groups, learning, load, sharded_loading
+from training.model import decay_groups, keeps_logits, learning, load, sharded_loading
 from training.objective import Objective
 from training.ops import build_cpu_op
 from training.reference import Reference
@@ -79,7 +79,8 @@ class Engine:
             checkpoint.load_weights(model, state)
         elif init_state and not resume:
             state = checkpoint.read_portable(init_state)
-        model.to(device)
+        if not config.qlora:
+            model.to(device)
         if not execution.use_gpu:
             build_cpu_op()
         self.engine, *_ = deepspeed.initialize(
@@ -93,6 +94,7 @@ class Engine:
         self.reference = None
         if objective.kl:
             self.reference = Reference(self.module, folder, objective.kl, config, execution, precision)
+        self.keeps = keeps_logits(self.module)
         self.norm: float | None = None
         if self.stage == 0:
             self.engine.optimizer.register_step_pre_hook(self._clip)
@@ -146,23 +148,34 @@ class Engine:
         """This micro-batch's part of the global loss, and what it adds to the totals (3 + 3 * sources,).
 
         What is summed by source is the likelihood alone; in training the loss has smoothing and the penalty besides.
+        Logits are computed only where some row of the micro-batch has a trained token next: with a vocabulary of 50,000
+        and long prompts they are much of the time and most of the memory.
         """
         import torch
 
         from cuvee.loss import token_nll
 
         put = partial(_put, device=self.device)
-        ids, share, weight = put(micro.ids), put(micro.share), put(micro.weight)
-        inputs = {"input_ids": ids, "position_ids": put(micro.positions), "use_cache": False}
+        before = np.flatnonzero(micro.weight[:, 1:].any(axis=0)) if self.keeps else np.arange(micro.ids.shape[1] - 1)
+
+        def targets(array: np.ndarray) -> Any:
+            """The columns of the trained tokens, behind one for the first token of a row, which nothing predicts."""
+            return put(np.concatenate([array[:, :1] * 0, array[:, before + 1]], axis=1))
+
+        inputs = {"input_ids": put(micro.ids), "position_ids": put(micro.positions), "use_cache": False}
+        if self.keeps:
+            # One more at the end, since the loss takes logits as long as the ids and has no use for the last.
+            inputs["logits_to_keep"] = put(np.append(before, micro.ids.shape[1] - 1))
+        ids, share, weight = targets(micro.ids), targets(micro.share), targets(micro.weight)
         logits = self.engine(**inputs).logits
         nll = token_nll(logits, ids)
-        each = nll if micro.smoothing is None else token_nll(logits, ids, put(micro.smoothing))
+        each = nll if micro.smoothing is None else token_nll(logits, ids, targets(micro.smoothing))
         if self.reference and self.module.training:
-            each = each + self.reference.penalty(inputs, logits, nll)
+            each = each + self.reference.penalty(inputs, ids, logits, nll)
         loss = (each * share).sum()
         with torch.no_grad():
             columns = torch.stack([nll * weight, weight, (weight > 0).float()]).flatten(1).double()
-            sums = columns.new_zeros(3, sources).index_add_(1, put(micro.source).flatten(), columns)
+            sums = columns.new_zeros(3, sources).index_add_(1, targets(micro.source).flatten(), columns)
             totals = torch.cat([torch.tensor([float(loss), micro.tokens, 0.0]).double(), sums.flatten().cpu()])
         return loss, totals
 

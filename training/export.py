@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from cuvee.errors import CuveeError
-from training.settings import Execution, Precision, TrainConfig
+from training.settings import Precision, TrainConfig
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".index.json", ".h5", ".msgpack", ".onnx")
 _OWN = ("config.json", "README.md")
@@ -25,7 +25,6 @@ def export(
     base: Path,
     state: Mapping[str, Any],
     config: TrainConfig,
-    execution: Execution,
     precision: Precision,
     out: Path,
     card: str,
@@ -36,7 +35,7 @@ def export(
     """
     import torch
 
-    fresh = plain_model(base, state, config, execution, precision)
+    fresh = plain_model(base, state, config, precision)
     scratch = out.with_name(f".{out.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -52,9 +51,7 @@ def export(
     scratch.rename(out)
 
 
-def plain_model(
-    base: Path, state: Mapping[str, Any], config: TrainConfig, execution: Execution, precision: Precision
-) -> Any:
+def plain_model(base: Path, state: Mapping[str, Any], config: TrainConfig, precision: Precision) -> Any:
     """A model of the base's class with the trained weights, on the host; adapters merged."""
     import torch
     from transformers import AutoModelForCausalLM

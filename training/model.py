@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,7 @@ def load(folder: Path, config: TrainConfig, execution: Execution, precision: Pre
     if config.qlora:
         from transformers import BitsAndBytesConfig
 
+        options["device_map"] = {"": torch.cuda.current_device()}
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
@@ -159,6 +161,12 @@ def adapted(model: Any, config: TrainConfig) -> Any:
 def learning(model: Any) -> list[tuple[str, Any]]:
     """(name, parameter) of what learns."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def keeps_logits(model: Any) -> bool:
+    """Whether the model can compute the logits of some positions only."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
 def decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:

@@ -31,8 +31,11 @@ class Reference:
         self.adapters = bool(config.lora or config.ia3)
         self.model = trained if self.adapters else _frozen(trained, folder, config, execution, precision)
 
-    def penalty(self, inputs: dict[str, Any], logits: Tensor, nll: Tensor) -> Tensor:
-        """(B, T) nats to add to the loss of each token. `inputs` of the model, `logits` (B, T, V), `nll` (B, T)."""
+    def penalty(self, inputs: dict[str, Any], ids: Tensor, logits: Tensor, nll: Tensor) -> Tensor:
+        """(B, T) nats to add to the loss of each token.
+
+        `inputs` of the model, and what came of it at T positions: `ids` (B, T), `logits` (B, T, V), `nll` (B, T).
+        """
         import torch
 
         from cuvee.loss import token_nll
@@ -44,7 +47,7 @@ class Reference:
             self.model.train(training)
         if self.kl.variant == "full":
             return self.kl.weight * kl_penalty(logits, base)
-        return self.kl.weight * target_penalty(nll, token_nll(base, inputs["input_ids"]))
+        return self.kl.weight * target_penalty(nll, token_nll(base, ids))
 
 
 def _frozen(trained: Any, folder: Path, config: TrainConfig, execution: Execution, precision: Precision) -> Any:

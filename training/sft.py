@@ -103,8 +103,9 @@ def train(
     if not plan.is_file():
         raise DataError("no such plan", path=str(plan))
     parts = corpus.parts_of([*tokens, *(validation or {}).values()])
-    cpus = cpus_per_worker(execution, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    _require_memory(described, config, execution, precision, reference=objective.kl is not None)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = cpus_per_worker(execution, nodes)
+    _require_memory(described, config, execution, precision, nodes, reference=objective.kl is not None)
     with plan.open("rb") as file:
         plan_hash = hashlib.file_digest(file, "sha256").hexdigest()[:32]
     facts = {
@@ -176,7 +177,13 @@ def cpus_per_worker(execution: Execution, nodes: Sequence[Mapping[str, float]]) 
 
 
 def _require_memory(
-    described: Mapping[str, Any], config: TrainConfig, execution: Execution, precision: Precision, *, reference: bool
+    described: Mapping[str, Any],
+    config: TrainConfig,
+    execution: Execution,
+    precision: Precision,
+    nodes: Sequence[Mapping[str, float]],
+    *,
+    reference: bool,
 ) -> None:
     try:
         planned = memory.plan(described, config, execution, precision, reference=reference)
@@ -187,7 +194,9 @@ def _require_memory(
     elif not execution.use_gpu:
         import psutil
 
-        planned.require(device_gb=psutil.virtual_memory().total / memory.GB / execution.workers)
+        # Of a machine elsewhere Ray knows what it may use; of this one the whole counts.
+        most = psutil.virtual_memory().total if len(nodes) == 1 else max(node.get("memory", 0) for node in nodes)
+        planned.require(device_gb=most / memory.GB / math.ceil(execution.workers / len(nodes)))
 
 
 def _fit(job: Any, cpus: float, env: Mapping[str, str]) -> dict[str, Any]:

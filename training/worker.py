@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cuvee.errors import CuveeError
+from cuvee.errors import CuveeError, DataError, UserError
 from training import checkpoint, corpus, deepspeed_config, export, memory, schedule
 from training.batches import Batches, ahead
 from training.engine import Engine
@@ -35,6 +36,9 @@ from training.objective import Objective, token_weights
 from training.settings import Execution, Precision, TrainConfig
 
 T = TypeVar("T")
+
+PATIENCE = 10
+"""Steps without a single trained token after which a run is given up."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class _Run:
     def prepare(self, resume: Path | None) -> None:
         """Data and engine, or an error that all ranks know of."""
         job = self.job
+        agree(self.see)
         found = agree(partial(checkpoint.read_facts, resume, job.fingerprint)) if resume else {}
         self.start = int(found.get("step", 0))
         self.batches = self.open(job.plan, job.tokens)
@@ -151,6 +156,17 @@ class _Run:
         if self.rank == 0:
             shutil.rmtree(job.work / "portable", ignore_errors=True)
             _keep_lines(self.metrics, self.start)
+
+    def see(self) -> None:
+        """Every machine must see the same folders."""
+        job = self.job
+        needed = [job.model, job.plan, *job.tokens, job.work, job.out, *([job.init_state] if job.init_state else [])]
+        absent = [str(path) for path in needed if not path.exists()]
+        if absent:
+            raise UserError(
+                f"{socket.gethostname()} does not see {', '.join(absent)}",
+                remedy="keep the store in a folder that all machines of the cluster share",
+            )
 
     def open(self, plan: Path | None, tokens: Sequence[Path]) -> Batches:
         """The first worker of each machine makes the copy; the others wait for it in `agree`."""
@@ -183,14 +199,14 @@ class _Run:
         """The steps, each with its line of metrics, and validation and checkpoints where they are due."""
         config, steps = self.config, self.batches.steps
         sources = self.batches.corpus.sources
-        saved = time.time()
+        saved, trained = time.time(), 0
         waited = time.perf_counter()
         for step, micros in enumerate(ahead(self.batches.micros, self.start, steps), self.start):
             began = time.perf_counter()
             rate = schedule.learning_rate(config, self.job.steps_before + step, self.total)
             sums, spent = self.engine.update(step, micros, len(sources), rate)
             ended = time.perf_counter()
-            line = {
+            line: dict[str, Any] = {
                 "step": step,
                 "clock": round(sums.clock, 3),
                 "loss": sums.loss,
@@ -198,6 +214,7 @@ class _Run:
                 "tokens_trained": int(sums.trained.sum()),
                 "tokens": sums.tokens,
                 "rows": len(self.batches.rows(step)),
+                "rows_untrained": self.batches.untrained.pop(step),
                 "grad_norm": self.engine.norm,
                 "lr": rate,
                 "tokens_per_s": round(sums.tokens / (ended - waited), 2),
@@ -212,6 +229,14 @@ class _Run:
             if not np.isfinite(sums.loss) and self.job.precision != "fp16":
                 remedy = "lower the learning rate, or look at the rows of this step in the plan"
                 raise Agreed(CuveeError(f"the loss of step {step} is not finite", remedy=remedy))
+            trained += line["tokens_trained"]
+            if not trained and step + 1 == min(PATIENCE, steps):
+                raise Agreed(
+                    DataError(
+                        f"no token of the first {step + 1} batches carries loss",
+                        remedy="look at the weights with `cuvee mask`; max_len may cut the answers off",
+                    )
+                )
             due = config.checkpoint_minutes is not None and sums.clock - saved > 60 * config.checkpoint_minutes
             if not last and (due or (config.checkpoint_every and (step + 1) % config.checkpoint_every == 0)):
                 self.save(step + 1)
@@ -267,6 +292,7 @@ class _Run:
             "tokens": sum(line["tokens"] for line in lines),
             "tokens_trained": sum(line["tokens_trained"] for line in lines),
             "rows": len(batches.order),
+            "rows_untrained": sum(line["rows_untrained"] for line in lines),
             "truncated": batches.truncated,
             "dropped": batches.dropped,
             "resumed_at": self.start,
@@ -285,7 +311,7 @@ class _Run:
             for name in np.unique(names)
         }
         card = export.model_card({**job.card, "steps": batches.steps}, table, job.recipe)
-        export.export(job.model, weights, self.config, self.execution, job.precision, job.out / "model", card)
+        export.export(job.model, weights, self.config, job.precision, job.out / "model", card)
 
 
 def _keep_lines(path: Path, steps: int) -> None:

@@ -185,7 +185,7 @@ def test_the_optimiser_of_an_earlier_stage_goes_on(
     first = make(execution=LAYOUTS[before])
     first.run(stop=5)
     first.engine.save_state(tmp_path / "state", 5)
-    export(tiny_model, first.weights(), first.config, Execution(), "fp32", tmp_path / "model", "")
+    export(tiny_model, first.weights(), first.config, "fp32", tmp_path / "model", "")
     second = make(execution=LAYOUTS[after], model=tmp_path / "model", init_state=tmp_path / "state")
     np.testing.assert_allclose(second.run(5, 9), first.run(5, 9), rtol=0, atol=2e-5)
 

@@ -9,7 +9,7 @@ from cuvee.errors import CuveeError
 from tests.training.plain import weights_of
 from training.export import export, model_card, verify
 from training.model import adapted, state_dict
-from training.settings import Execution, Lora, TrainConfig
+from training.settings import Lora, TrainConfig
 
 CONFIG = TrainConfig(precision="fp32")
 
@@ -32,7 +32,7 @@ def test_the_exported_model_gives_the_same_logits(tiny_model: Path, tmp_path: Pa
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.02 * torch.randn_like(parameter))
-    export(tiny_model, state_dict(model), config, Execution(), "fp32", tmp_path / "out", "card")
+    export(tiny_model, state_dict(model), config, "fp32", tmp_path / "out", "card")
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         expected, found = model(ids).logits, loaded(tmp_path / "out")(ids).logits
@@ -42,7 +42,7 @@ def test_the_exported_model_gives_the_same_logits(tiny_model: Path, tmp_path: Pa
 
 
 def test_the_files_of_the_base_come_along(tiny_model: Path, tmp_path: Path) -> None:
-    export(tiny_model, state_dict(loaded(tiny_model)), CONFIG, Execution(), "bf16", tmp_path / "out", "card")
+    export(tiny_model, state_dict(loaded(tiny_model)), CONFIG, "bf16", tmp_path / "out", "card")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tiny_model / name).read_bytes()
     assert (tmp_path / "out" / "README.md").read_text() == "card"
@@ -57,9 +57,9 @@ def test_weights_that_do_not_fit_are_refused(tiny_model: Path, tmp_path: Path) -
     name = "model.layers.0.mlp.up_proj.weight"
     for wrong in ({**state, name: torch.zeros(0)}, {n: t for n, t in state.items() if n != name}):
         with pytest.raises(CuveeError, match="up_proj"):
-            export(tiny_model, wrong, CONFIG, Execution(), "fp32", tmp_path / "out", "")
+            export(tiny_model, wrong, CONFIG, "fp32", tmp_path / "out", "")
     with pytest.raises(CuveeError, match="not finite"):
-        export(tiny_model, {**state, name: state[name] / 0}, CONFIG, Execution(), "fp32", tmp_path / "out", "")
+        export(tiny_model, {**state, name: state[name] / 0}, CONFIG, "fp32", tmp_path / "out", "")
     assert not (tmp_path / "out").exists()
 
 

@@ -71,11 +71,12 @@ def test_a_kill_costs_time_and_nothing_else(
                 process.kill()
         if driver.poll() is None:
             driver.kill()
-    if victim == "worker":
-        assert driver.returncode == 0, "the run goes on by itself"
+    assert victim != "worker" or driver.returncode == 0, "the run goes on by itself"
+    assert victim != "driver" or driver.returncode != 0
+    if driver.returncode == 0:
+        # Also after the loss of the node, when the last steps were done before the workers noticed.
         found = weights_of(tmp_path / "out" / "model")
     else:
-        assert driver.returncode != 0
         again = fit(KILL, plan=long_data.plan, tokens=[long_data.folder], work=tmp_path / "work")
         assert 15 <= again.summary["resumed_at"] <= at + 45
         assert losses_of(again) == losses_of(undisturbed)

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cuvee.errors import UserError
+from cuvee.errors import DataError, UserError
 from tests.training.conftest import CONFIG, SHARD_ALL, Expected, Fit, assert_same, losses_of
 from tests.training.plain import Data, weights_of
+from training.objective import Objective
 from training.settings import Lora
 
 pytestmark = pytest.mark.slow
@@ -102,3 +103,13 @@ def test_two_stages_with_the_optimiser_kept_are_one(
 def test_length_grouping_trains_the_same_rows(fit: Fit, data: Data) -> None:
     result = fit(PLAIN.model_copy(update={"length_grouping": True}), validation={"a": data.folder})
     assert result.summary["tokens"] == sum(len(data.rows[i]["ids"]) for i in data.order)
+
+
+def test_an_objective_that_trains_nothing_is_an_error(fit: Fit) -> None:
+    with pytest.raises(DataError, match="no token of the first 10 batches carries loss"):
+        fit(PLAIN, objective=Objective(weights={"assistant": 0}))
+
+
+def test_a_folder_that_a_worker_does_not_see_is_an_error(fit: Fit, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not see"):
+        fit(PLAIN, init_state=tmp_path / "absent")
