@@ -23,7 +23,7 @@ ARMS = {
     "dmt/table2": (45, 9),
     "dmt/table3": (60, 12),
     "dmt/table4": (15, 9),
-    "dmt/table5": (12, 4),
+    "dmt/table5": (12, 6),
     "dmt/table6": (10, 6),
     "instruction_modelling/ratio": (6, 6),
     "instruction_modelling/size": (12, 6),
