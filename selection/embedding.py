@@ -7,6 +7,8 @@ Conquer, arXiv 2409.11378, divides the sum over windows by the number of charact
 
 Ray Data runs one model an actor over shards of rows in id order. A finished shard is kept in the work folder, so that a
 killed run goes on where it was, and vectors of an earlier table are taken from its folder: only new rows are embedded.
+A row keeps its id when a step gives it another answer, so beside the vectors lies a digest of each text (`texts.npy`),
+and a vector serves again only for the text that it was made of.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ from selection.vectors import CHUNK, Floats, Vectors, write_vectors
 SHARD = 2048
 """Rows of one call of an actor; what a killed run loses at most for each."""
 
+TEXTS = "texts.npy"
+
 Ints = npt.NDArray[np.int64]
+Digests = npt.NDArray[np.uint64]
 
 
 class EmbedConfig(Config):
@@ -158,20 +163,40 @@ def embed(
     if not len(ids):
         raise DataError("no rows to embed")
     meta = {"cuvee.embed": config.model_dump_json()}
+    rows = _rows(table.select(["messages"]), order)
+    said = digests(rows["messages"], config.text)
     known = [Vectors.open(folder) for folder in reuse]
     for vectors in known:
         if vectors.meta.get("cuvee.embed") != meta["cuvee.embed"]:
             raise DataError("these vectors were made with another config", path=str(vectors.folder), field="reuse")
-    places = [vectors.find(ids) for vectors in known]
+    places = [_places(vectors, ids, said) for vectors in known]
     todo = np.flatnonzero(np.all([place < 0 for place in places], axis=0)) if known else np.arange(len(ids))
     with TemporaryDirectory() as scratch:
-        shards = (work or Path(scratch)) / _digest(ids.take(pa.array(todo)), meta)
+        shards = (work or Path(scratch)) / _digest(ids.take(pa.array(todo)), said[todo], meta)
         shards.mkdir(parents=True, exist_ok=True)
         if len(todo):
-            rows = _rows(table.select(["messages"]), order[todo])
-            _embed_shards(rows, encoder_path, config, shards, dict(resources or {}), progress)
+            _embed_shards(_rows(rows, todo), encoder_path, config, shards, dict(resources or {}), progress)
         dim = known[0].dim if known else int(np.load(_shard(shards, 0), mmap_mode="r").shape[1])
         write_vectors(out, _merged(ids, known, places, todo, shards, dim), dim=dim, meta=meta)
+        np.save(out / TEXTS, said)
+
+
+def digests(messages: pa.ChunkedArray, part: Part) -> Digests:
+    """64 bits of the text of each conversation, (n,)."""
+    made = np.empty(len(messages), dtype=np.uint64)
+    for start in range(0, len(messages), CHUNK):
+        said = texts(messages.slice(start, CHUNK), part).to_pylist()
+        raw = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in said)
+        made[start : start + len(said)] = np.frombuffer(raw, dtype="<u8")
+    return made
+
+
+def _places(vectors: Vectors, ids: pa.ChunkedArray, said: Digests) -> Ints:
+    """Where each row's vector is among these, -1 for a row that is not there or said something else."""
+    assert vectors.folder is not None
+    place = vectors.find(ids)
+    before = np.load(vectors.folder / TEXTS, mmap_mode="r")
+    return np.where(before[place] == said, place, -1)  # place -1 stays what it is
 
 
 def _rows(table: pa.Table, positions: Ints) -> pa.Table:
@@ -181,9 +206,10 @@ def _rows(table: pa.Table, positions: Ints) -> pa.Table:
     return table.take(pa.array(positions))
 
 
-def _digest(ids: pa.ChunkedArray, meta: Mapping[str, str]) -> str:
-    """Names a set of shards: another table or config has other shards."""
+def _digest(ids: pa.ChunkedArray, said: Digests, meta: Mapping[str, str]) -> str:
+    """Names a set of shards: another table, other texts or another config have other shards."""
     state = hashlib.blake2b(json.dumps(dict(meta)).encode(), digest_size=8)
+    state.update(said.tobytes())
     for batch in ids.chunks:
         state.update("\n".join(batch.to_pylist()).encode())
     return f"embed-{state.hexdigest()}"

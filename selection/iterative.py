@@ -85,7 +85,7 @@ class IterateConfig(Config):
     train: LoopTrain = LoopTrain()
     respond: RespondConfig = RespondConfig(model="current", rows="selected")
     score: dict[str, Any] = Field(
-        default={"perplexity": {"model": "current"}}, description="one scorer: perplexity, judge or reward"
+        default={"perplexity": {"model": "current"}}, description="one scorer: perplexity, cosine, judge or reward"
     )
     clusters: int | Literal["auto"] | None = Field(default=None, description="k; default: see methods.clusters_of")
     quality: str | None = Field(default=None, description="for kmq: as in select")
@@ -236,7 +236,8 @@ def weights(mean: Reals, before: Reals, rule: Literal["paper", "released"], temp
 def differences(gold: pa.Table, generated: pa.Table) -> pa.Table:
     """(id, difference), gold minus generated, from two tables (id, score); `generated` may have a row several times.
 
-    A judge's or reward model's score is higher for the better answer. For the perplexity scorer the score is the log
+    A judge's or reward model's score is higher for the better answer, a cosine for the one that is nearer to its
+    instruction. For the perplexity scorer the score is the log
     perplexity, as in the paper: S = log PPL(gold) - log PPL(generated), which rises with bad gold too: that scorer
     cannot filter noise. Raises DataError for a generation whose row has no gold score.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,11 @@ class Figure:
 
 EXACT = "exact"
 
+_BESIDE = {"embed", "cluster", "encoder", "render", "compose", "train"} | {
+    f"iterate_{word}" for word in ("init", "answer", "grade", "update")
+}
+"""Steps of a table that leave its rows as they are."""
+
 
 class Figures:
     """Rows and tokens of nodes, from records of the store."""
@@ -74,7 +80,7 @@ class Figures:
             return _asked_rows(node, unknown)
         size = sum(figure.value or 0 for figure in before)
         certainty = before[0].certainty if len(before) == 1 else f"estimated from {size} rows"
-        if node.step in ("score", "render") or (node.step == "respond" and _one_target(node)):
+        if node.step in ("score", "render", "corrupt") or (node.step == "respond" and _one_target(node)):
             return Figure(size, certainty)
         if node.step == "holdout":
             held = min(size, Amount.parse(node.config["amount"]).rows_of(size))
@@ -83,6 +89,10 @@ class Figures:
             return Figure(min(size, Amount.parse(node.config["amount"]).rows_of(size)), certainty)
         if node.step == "select" and node.config.get("by") is None:
             return Figure(min(size, Amount.parse(node.config["amount"]).rows_of(size)), certainty)
+        if node.step == "iterate_propose":
+            loop = node.config["iterate"]
+            budget = min(size, Amount.parse(loop["amount"]).rows_of(size))
+            return Figure(budget * node.config["round"] // loop["rounds"], certainty)
         if node.step == "merge":
             return Figure(size, f"estimated from {size} rows")
         return Figure(None, f"known after {node.label}")
@@ -156,7 +166,7 @@ def _tables(plan: Plan, known: Figures) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for arm in plan.arms:
         for name, state in arm.tables.items():
-            changing = [n for n in state.nodes if n.step not in ("embed", "cluster", "encoder")]
+            changing = [n for n in state.nodes if n.step not in _BESIDE]
             if state.rows.key not in found:
                 path = [{"step": n.label, **known.rows(n).record()} for n in changing]
                 found[state.rows.key] = {"arm": arm.arm.name, "table": name, "steps": path}
@@ -355,9 +365,12 @@ def show(found: Mapping[str, Any]) -> None:
         mark = "[green]done[/]" if step["status"] == "done" else "to do"
         steps.add_row(step["name"], mark, f"[dim]{step['key'][-12:]}[/]")
     console.print(steps)
-    for table in found["tables"]:
-        path = " → ".join(f"{s['step'].split(' · ')[-1]} {_shown(s)}" for s in table["steps"])
-        console.print(f"[bold]{table['table']}[/] {path}", markup=True)
+    paths = [
+        f"[bold]{table['table']}[/] " + " → ".join(f"{s['step'].split(' · ')[-1]} {_shown(s)}" for s in table["steps"])
+        for table in found["tables"]
+    ]
+    for path, often in Counter(paths).items():
+        console.print(path + _times(often), markup=True)
     lists = Table(box=None, header_style="dim", title="lists (asked and realised)", title_justify="left")
     for title in ("arm", "stage", "table", "asked", "rows", "unique", "repeat", "tokens", "cut", "certainty"):
         lists.add_column(title, justify="left" if title in ("arm", "stage", "table", "asked", "certainty") else "right")
@@ -366,13 +379,10 @@ def show(found: Mapping[str, Any]) -> None:
         lists.add_row(
             line["arm"], line["stage"], line["table"], str(line["asked"]), *map(_cell, cells), line["certainty"]
         )
-    console.print(lists)
-    for training in found["training"]:
-        memory = (
-            f", {training['memory_gb']} GB a worker" if training.get("memory_gb") else f", memory {training['memory']}"
-        )
-        steps_text = training["steps"] if training["steps"] is not None else "?"
-        console.print(f"train {training['stage']}: {steps_text} steps{memory} ({training['status']})", markup=False)
+    if found["stages"]:
+        console.print(lists)
+    for text, often in Counter(_training_line(training) for training in found["training"]).items():
+        console.print(text + _times(often), markup=False)
     sharing = found["sharing"]
     if len(found["arms"]) > 1:
         console.print(f"sharing: {sharing['steps']} steps instead of {sharing['steps without sharing']}")
@@ -384,6 +394,17 @@ def show(found: Mapping[str, Any]) -> None:
             console.print(f"[yellow]warning[/] {entry['stage']} · {entry['table']}: {warning}")
     for power in found["power"]:
         console.print(f"{power['task']}: {power['items']} items show differences from {power['detectable']:.2f} on")
+
+
+def _training_line(training: Mapping[str, Any]) -> str:
+    memory = f"{training['memory_gb']} GB a worker" if training.get("memory_gb") else f"memory {training['memory']}"
+    steps = training["steps"] if training["steps"] is not None else "?"
+    return f"train {training['stage']}: {steps} steps, {memory} ({'done' if training['status'] == 'done' else 'to do'})"
+
+
+def _times(often: int) -> str:
+    """How often a line stands for the same in several arms."""
+    return f"  ×{often}" if often > 1 else ""
 
 
 def _shown(figure: Mapping[str, Any]) -> str:

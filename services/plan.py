@@ -276,6 +276,17 @@ class Builder:
         settings = {"options": config.model_dump(mode="json"), "against": list(config.against), "versions": versions}
         return state.then(self.node("decontaminate", label, settings, inputs))
 
+    def do_corrupt(self, label: str, config: Any, state: TableState) -> TableState:
+        inputs = {"rows": state.rows}
+        if config.within == "cluster":
+            if state.clusters is None:
+                raise UserError(f"{label}: no clusters to exchange within", remedy="write cluster before corrupt")
+            inputs["clusters"] = state.clusters
+        node = self.node("corrupt", label, config.model_dump(mode="json"), inputs, seed=self.seeds["sample"])
+        if state.vectors and state.vectors.config["text"] != "instruction":
+            return state.then(node, vectors=None)  # they are of the answers before
+        return state.then(node)
+
     def do_embed(self, label: str, config: Any, state: TableState) -> TableState:
         inputs = {"rows": state.rows, "encoder": self.encoder(config.encoder)}
         node = self.node("embed", label, config.model_dump(mode="json"), inputs)

@@ -287,11 +287,18 @@ def _canonical(value: Any, at: Path_) -> Any:
 
 def _placed(error: ValidationError, document: Document) -> RecipeError:
     """The first fault that pydantic found, at its place in the YAML."""
-    first = error.errors(include_url=False)[0]
-    key = first.get("ctx", {}).get("key") if first["type"] == "unknown_key" else None
-    path = _walk(document.tree, (*first["loc"], *([key] if key else [])), keep_last=first["type"] == "missing")
+    found = [(fault, _path(fault, document)) for fault in error.errors(include_url=False)]
+    _, place = found[0]
+    # Where several forms are allowed, each says that the value is not it; the one that got deepest was meant.
+    inside = [(fault, path) for fault, path in found if path[: len(place)] == place]
+    first, path = max(inside, key=lambda pair: len(pair[1]))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return document.error(reason(first) + more, path)
+
+
+def _path(fault: Any, document: Document) -> Path_:
+    key = fault.get("ctx", {}).get("key") if fault["type"] == "unknown_key" else None
+    return _walk(document.tree, (*fault["loc"], *([key] if key else [])), keep_last=fault["type"] == "missing")
 
 
 def _walk(tree: Any, loc: Sequence[str | int], *, keep_last: bool) -> Path_:

@@ -131,8 +131,11 @@ def metric_of(arm: ArmPlan, name: str, at: str, store: Store) -> float | None:
     """A metric of an arm by the name that a contrast or a search gives it.
 
     `retention.drop`, `tasks.<task>`, or a task as tables show it (`gold_loss.math`, `accuracy.qa`), with `.<metric>`
-    behind it for another than the main one, and `.rise` for the difference to base.
+    behind it for another than the main one, and `.rise` for the difference to base. `rows.<table>.<column>` is the mean
+    of a column over the rows of a table, such as the share of them that has a tag, and asks no model.
     """
+    if name.startswith("rows."):
+        return column_mean(arm, name, store)
     point = last_point(arm) if at == "final" else at
     if name == "retention.drop":
         return next((r["drop"] for r in retention(arm, store) if r["point"] == point), None)
@@ -149,6 +152,27 @@ def metric_of(arm: ArmPlan, name: str, at: str, store: Store) -> float | None:
             if word.startswith(f"{task}.") and word.removeprefix(f"{task}.") in figures["metrics"]:
                 return _number(figures["metrics"][word.removeprefix(f"{task}.")]["mean"])
     return None
+
+
+def column_mean(arm: ArmPlan, name: str, store: Store) -> float | None:
+    """`rows.<table>.<column>` of an arm: the mean over the rows that have a value. UserError for an unknown one."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from cuvee import rows
+
+    _, table, column = name.split(".", 2) if name.count(".") > 1 else (name, "", "")
+    if table not in arm.tables:
+        raise UserError(f"{name}: no table {table!r}", remedy=f"known: {', '.join(arm.tables)}")
+    state = arm.tables[table]
+    if store.done(state.rows.key) is None:
+        return None
+    folder = store.local(state.rows.key) / "rows"
+    known = pq.read_schema(min(folder.glob("*.parquet"))).names
+    if column not in known:
+        raise UserError(f"{name}: no column {column!r}", remedy=f"known: {', '.join(known)}")
+    values = rows.read(folder, [column])[column]
+    return _number(pc.mean(pc.cast(values, "float64")).as_py())
 
 
 def last_point(arm: ArmPlan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,8 @@ def unroll(builder: Builder, label: str, config: Any, state: TableState) -> Tabl
         )
         start = trained if trained is not None and config.train.from_ == "previous" else builder.model(model)
         listed, trained = _training(builder, name, config, proposed, start, model)
-        nodes += [proposed, listed, trained]
+        # The last round's model answers nothing: it is made if `evaluate` asks for it.
+        nodes += [proposed, listed, trained] if number < config.rounds else [proposed]
         builder.plan.rounds[f"{table}@{number}"] = replace(state, rows=proposed, nodes=())
         builder.plan.trained[f"{table}@{number}"] = trained
         if number < config.rounds:
@@ -77,28 +79,43 @@ def _update(builder: Builder, name: str, config: Any, proposed: Node, trained: N
         execution=builder.engine(answer_chat),
         model=answering,
     )
-    kind, grader = _grader(config.score, name)
-    node = trained if grader == "current" else builder.model(grader)
-    chat = model if grader == "current" else grader
-    graded = builder.node(
-        "iterate_grade",
-        f"{name} · grade",
-        {"scorer": kind, "chat": builder.chat(chat)},
-        {"rows": proposed, "answers": answers, "grader": node},
-        execution=builder.engine(chat),
-        model=node,
-    )
+    graded = _grade(builder, name, config, {"rows": proposed, "answers": answers}, trained, model)
     plain = config.model_dump(mode="json", by_alias=True)
     return builder.node("iterate_update", f"{name} · weights", plain, {"proposed": proposed, "graded": graded})
 
 
+def _grade(builder: Builder, name: str, config: Any, inputs: Mapping[str, Node], trained: Node, model: str) -> Node:
+    """The node that scores gold and answers: by a model, or by an encoder as relevance."""
+    kind, grader = _grader(config.score, name)
+    if kind == "cosine":
+        from selection.embedding import EmbedConfig
+
+        embedding = EmbedConfig.model_validate(config.score[kind] or {})
+        settings = {"scorer": kind, "embed": embedding.model_dump(mode="json")}
+        return builder.node(
+            "iterate_grade", f"{name} · grade", settings, {**inputs, "grader": builder.encoder(embedding.encoder)}
+        )
+    node = trained if grader == "current" else builder.model(grader)
+    chat = model if grader == "current" else grader
+    return builder.node(
+        "iterate_grade",
+        f"{name} · grade",
+        {"scorer": kind, "chat": builder.chat(chat)},
+        {**inputs, "grader": node},
+        execution=builder.engine(chat),
+        model=node,
+    )
+
+
 def _grader(score: dict[str, Any], name: str) -> tuple[str, str]:
-    """(kind, model name) of the scorer, written `{perplexity: {model: current}}`, or with judge or reward."""
+    """(kind, model name) of the scorer, written `{perplexity: {model: current}}`, with cosine, judge or reward."""
     if len(score) != 1:
         raise UserError(f"{name}: one scorer, not {len(score)}", remedy="write score: {perplexity: {model: current}}")
     ((kind, settings),) = score.items()
-    if kind not in ("perplexity", "judge", "reward"):
-        raise UserError(f"{name}: unknown scorer {kind!r}", remedy="known: judge, perplexity, reward")
+    if kind not in ("perplexity", "cosine", "judge", "reward"):
+        raise UserError(f"{name}: unknown scorer {kind!r}", remedy="known: cosine, judge, perplexity, reward")
+    if kind == "cosine":
+        return kind, ""
     options = settings if isinstance(settings, dict) else {"model": settings}
     if kind == "judge" and list(options.get("scale", [1, 10])) != [1, 10]:
         raise UserError(f"{name}: judges grade from 1 to 10", remedy="write scale: [1, 10]")

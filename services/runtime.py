@@ -172,6 +172,6 @@ class Runtime:
         found = [
             done.key
             for done in self.store.artifacts()
-            if done.step == "embed" and done.inputs.get("encoder") == encoder and done.info["config"] == settings
+            if done.step == "embed" and done.inputs.get("encoder") == encoder and done.info.get("settings") == settings
         ]
         return [self.store.local(key) / "vectors" for key in found[-8:]]

@@ -24,6 +24,7 @@ OPERATIONS = {
     "filter": "selection.bounds:BoundsConfig",
     "decontaminate": "selection.decontaminate:DecontaminateConfig",
     "tag": "selection.tagging:TagConfig",
+    "corrupt": "selection.corrupt:CorruptConfig",
     "sample": "selection.sample:SampleConfig",
     "score": "selection.quality:ScoreConfig",
     "embed": "selection.embedding:EmbedConfig",

@@ -50,6 +50,18 @@ def finish(context: Context, kept: pa.Table, removed: pa.Table | None = None, **
     return {**sizes(kept), **more}
 
 
+def clustered(table: pa.Table, folder: Path) -> pa.Table:
+    """The table with the columns `cluster` and `distance` of a cluster artifact."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    clusters = pq.read_table(folder / "clusters.parquet")
+    place = pc.index_in(table["id"], value_set=clusters["id"].combine_chunks())
+    for name in ("cluster", "distance"):
+        table = table.append_column(name, clusters[name].take(place))
+    return table
+
+
 @step(
     "load",
     "1",
@@ -168,3 +180,18 @@ def sample(context: Context) -> dict[str, Any]:
     table = rows.read(context.inputs["rows"] / "rows")
     config = SampleConfig.model_validate(context.config)
     return finish(context, take(table, config.amount, context.draw_seed()))
+
+
+@step("corrupt", "1", "selection.corrupt", draws=True)
+def corrupt(context: Context) -> dict[str, Any]:
+    """Answers exchanged among rows, marked in the column `corrupted`."""
+    import pyarrow.compute as pc
+
+    from selection.corrupt import COLUMN, CorruptConfig
+    from selection.corrupt import corrupt as exchange
+
+    table = rows.read(context.inputs["rows"] / "rows")
+    clusters = context.inputs.get("clusters")
+    cluster = clustered(table, clusters)["cluster"] if clusters else None
+    made, drawn = exchange(table, CorruptConfig.model_validate(context.config), context.draw_seed(), cluster)
+    return finish(context, made, corrupted=pc.sum(made[COLUMN]).as_py() or 0, **drawn)

@@ -14,7 +14,7 @@ from cuvee.errors import UserError
 from cuvee.protocols import Decoding, Request, ScoreRequest
 from cuvee.rng import stream_seed
 from services.steps.base import Context, step
-from services.steps.data import finish
+from services.steps.data import clustered, finish
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,17 +25,10 @@ SCIENCE = ("selection.iterative", "selection.methods", "selection.sampling", "se
 @step("iterate_init", "1", *SCIENCE)
 def iterate_init(context: Context) -> dict[str, Any]:
     """`selection.parquet` (no row chosen) and `state.parquet` (weights of round 1)."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
     from selection.iterative import IterateConfig, init
     from selection.vectors import Vectors
 
-    table = rows.read(context.inputs["rows"] / "rows")
-    clusters = pq.read_table(context.inputs["clusters"] / "clusters.parquet")
-    place = pc.index_in(table["id"], value_set=clusters["id"].combine_chunks())
-    for name in ("cluster", "distance"):
-        table = table.append_column(name, clusters[name].take(place))
+    table = clustered(rows.read(context.inputs["rows"] / "rows"), context.inputs["clusters"])
     vectors = Vectors.open(context.inputs["vectors"] / "vectors")
     selection, state = init(table, IterateConfig.model_validate(context.config), vectors=vectors)
     write_state(context.out, selection, state)
@@ -83,7 +76,15 @@ def iterate_answer(context: Context) -> dict[str, Any]:
     return {"rows": len(found), "failed": sum(record["finish"] == "failed" for record in found)}
 
 
-@step("iterate_grade", "1", "selection.iterative", "evaluation.tasks.rating", kind="engine")
+@step(
+    "iterate_grade",
+    "1",
+    "selection.iterative",
+    "selection.quality",
+    "selection.embedding",
+    "evaluation.tasks.rating",
+    kind="engine",
+)
 def iterate_grade(context: Context) -> dict[str, Any]:
     """`differences.parquet`: score of the gold answer minus score of the model's, for every answer that came."""
     import pyarrow as pa
@@ -110,8 +111,10 @@ def iterate_grade(context: Context) -> dict[str, Any]:
 
 
 def grade(context: Context, asked: list[tuple[str, Any, str]]) -> dict[str, float | None]:
-    """Scores by name of (name, conversation, answer): log perplexity, a judge's grade, or a reward."""
+    """Scores by name of (name, conversation, answer): log perplexity, cosine, a judge's grade, or a reward."""
     kind = context.config["scorer"]
+    if kind == "cosine":
+        return relevance(context, asked)
     if kind == "perplexity":
         requests = [ScoreRequest(n, messages=rows.with_answer(m, text), last_only=True) for n, m, text in asked]
         found: dict[str, float | None] = {}
@@ -134,6 +137,33 @@ def grade(context: Context, asked: list[tuple[str, Any, str]]) -> dict[str, floa
     reward = context.runtime.reward_for(context, "grader")
     values = reward([("\n\n".join(m["content"] for m in rows.prompt_of(talk)), text) for _, talk, text in asked])
     return {name: value for (name, _, _), value in zip(asked, values, strict=True)}
+
+
+def relevance(context: Context, asked: list[tuple[str, Any, str]]) -> dict[str, float | None]:
+    """Cosine of instruction and answer under the step's encoder, by name."""
+    import pyarrow as pa
+
+    from selection.embedding import EmbedConfig, embed
+    from selection.quality import cosine
+    from selection.vectors import Vectors
+    from services.steps.model import model_folder
+
+    talks = [[{**m, "weight": None} for m in rows.with_answer(messages, text)] for _, messages, text in asked]
+    table = pa.table({"id": [name for name, _, _ in asked], "messages": pa.array(talks, rows.MESSAGES)})
+    sides = []
+    for part in ("instruction", "response"):
+        config = EmbedConfig.model_validate({**context.config["embed"], "text": part})
+        folder = context.work / part
+        embed(
+            table,
+            model_folder(context.inputs["grader"]),
+            config,
+            out=folder,
+            resources=context.runtime.embedding_resources(),
+            progress=context.progress,
+        )
+        sides.append(Vectors.open(folder))
+    return dict(zip(table["id"].to_pylist(), cosine(table["id"], *sides).tolist(), strict=True))
 
 
 @step("iterate_update", "1", *SCIENCE)

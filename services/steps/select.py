@@ -8,12 +8,12 @@ from typing import Any
 from cuvee import rows
 from cuvee.rng import stream
 from services.steps.base import Context, step
-from services.steps.data import finish, write_removed
+from services.steps.data import clustered, finish, write_removed
 
 
-@step("embed", "1", "selection.embedding", "selection.vectors", "selection.text")
+@step("embed", "2", "selection.embedding", "selection.vectors", "selection.text")
 def embed(context: Context) -> dict[str, Any]:
-    """`vectors/`: one unit vector a row, sorted by id."""
+    """`vectors/`: one unit vector a row, sorted by id, with a digest of each text."""
     from selection.embedding import EmbedConfig
     from selection.embedding import embed as encode
     from selection.vectors import Vectors
@@ -31,7 +31,7 @@ def embed(context: Context) -> dict[str, Any]:
     )
     vectors = Vectors.open(context.out / "vectors")
     settings = json.dumps(dict(context.config), sort_keys=True)
-    return {"rows": len(vectors), "dimensions": vectors.dim, "encoder": context.config["encoder"], "config": settings}
+    return {"rows": len(vectors), "dimensions": vectors.dim, "encoder": context.config["encoder"], "settings": settings}
 
 
 @step("cluster", "1", "selection.clustering", "selection.choose_k", "selection.vectors", draws=True)
@@ -90,7 +90,6 @@ def cluster(context: Context) -> dict[str, Any]:
 def select(context: Context) -> dict[str, Any]:
     """`rows/`: the chosen rows. `selection.parquet`: every row with the figures that decided."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     from selection.methods import SelectConfig
     from selection.methods import select as choose
@@ -98,10 +97,7 @@ def select(context: Context) -> dict[str, Any]:
 
     table = rows.read(context.inputs["rows"] / "rows")
     if "clusters" in context.inputs:
-        clusters = pq.read_table(context.inputs["clusters"] / "clusters.parquet")
-        place = pc.index_in(table["id"], value_set=clusters["id"].combine_chunks())
-        for name in ("cluster", "distance"):
-            table = table.append_column(name, clusters[name].take(place))
+        table = clustered(table, context.inputs["clusters"])
     selection = choose(
         table,
         SelectConfig.model_validate(context.config),

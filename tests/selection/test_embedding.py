@@ -141,6 +141,19 @@ def test_embeds_sorts_resumes_and_reuses(
     contents = [messages[0]["content"] for messages in table_of(50)["messages"].take(pa.array(new)).to_pylist()]
     np.testing.assert_allclose(more.take(new), Encoder(tiny_model, config).encode(contents), atol=2e-5)
 
+    # a row that got another answer keeps its id: embedded again only where the answer is part of the text
+    answers = pa.array([[m[0], {**m[1], "content": "other"}] for m in table["messages"].to_pylist()[:5]], rows.MESSAGES)
+    place = table.schema.get_field_index("messages")
+    changed = table.slice(0, 5).set_column(place, table.schema.field(place), answers)
+    run("same", changed, reuse=[tmp_path / "whole"])
+    assert calls == []
+    config = EmbedConfig(encoder="x", text="response")
+    run("gold", table.slice(0, 8))
+    other = run("other", pa.concat_tables([changed, table.slice(5, 3)]), reuse=[tmp_path / "gold"])
+    assert calls == [(5, 5)]
+    np.testing.assert_allclose(other.load()[:5], Encoder(tiny_model, config).encode(["other"] * 5), atol=2e-5)
+    config = EmbedConfig(encoder="x", text="instruction")
+
     # nothing new: no Ray, no model
     shutil.rmtree(tmp_path / "work")
     part = run("part", table.slice(0, 12), reuse=[tmp_path / "more"])

@@ -131,6 +131,22 @@ def test_rounds_are_ordinary_steps_and_can_be_measured(text: str, tmp_path: Path
     assert second.inputs["before"].inputs["graded"].inputs["answers"].inputs["model"].key == arm.points["math@1"].key
 
 
+def test_the_last_round_is_trained_only_where_it_is_measured(text: str, tmp_path: Path) -> None:
+    rounds = text.replace(
+        "do: [{holdout: {amount: 4 rows, near: null}}]}\n  chat",
+        "do: [{holdout: {amount: 4 rows, near: null}}, {iterate: {amount: 6 rows, rounds: 2, clusters: 2, "
+        "quality: length, train: {epochs: 1}, score: {cosine: {}}}}]}\n  chat",
+    )
+    nodes = ordered(planned(rounds, tmp_path).targets)
+    labels = [n.label for n in nodes]
+    assert "math · round 1 · train" in labels
+    assert "math · round 2 · choose" in labels
+    assert "math · round 2 · train" not in labels
+    (grade,) = [n for n in nodes if n.step == "iterate_grade"]
+    assert grade.inputs["grader"].step == "encoder"
+    assert grade.config["embed"]["encoder"] == "builtin:all-minilm-l6-v2"
+
+
 def test_figures_say_how_sure_they_are(text: str, tmp_path: Path) -> None:
     plan = planned(text, tmp_path)
     store = Store(str(tmp_path / "store"))
