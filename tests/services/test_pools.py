@@ -84,6 +84,14 @@ def test_passages_questions_and_several_references() -> None:
     assert len(rows("sciq")) == 887
 
 
+def test_advice_is_the_right_one_of_two_solutions() -> None:
+    piqa = rows("piqa")
+    assert len(piqa) == 1838
+    by_goal = {r["messages"][0]["content"]: r["messages"][1]["content"] for r in piqa}
+    assert by_goal["Make outdoor pillow."] == "Blow into trash bag and tie with rubber band."  # label 1
+    assert by_goal["How do I ready a guinea pig cage for it's new occupants?"].split()[17] == "paper"  # label 0
+
+
 def test_turns_of_a_story_are_context_without_loss() -> None:
     story = [r for r in rows("coqa") if r["meta"]["id"].startswith("3dr23u6we5exclen4th8uq9rb42tel")]
     assert len(story) == 12
