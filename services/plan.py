@@ -390,7 +390,7 @@ class Builder:
         from selection.responses import PROMPTS
 
         settings: dict[str, Any] = {"respond": config.model_dump(mode="json"), "judge": None}
-        if config.generates:
+        if config.generates or config.prompts:  # the gold too may be worded by a prompt set
             # An edit of a prompt without a new version must not be taken for the old prompt.
             settings["prompt"] = prompts.load(config.prompts or "generic", PROMPTS).digest
         inputs, execution = {"rows": state.rows}, {}
@@ -414,6 +414,7 @@ class Builder:
             return {}
         judge = JudgeConfig.parse(value)
         settings["judge"] = judge.model_dump(mode="json")
+        settings["judge_version"] = judge.version()
         settings["judge_chat"] = {name: self.chat(name) for name in sorted(judge.model_names())}
         return {f"judge.{name}": self.model(name) for name in judge.model_names()}
 

@@ -17,10 +17,11 @@ from typing import Literal
 
 from evaluation.judges import numbers
 from evaluation.judges.numbers import Number
+from evaluation.judges.units import UNITS
 
 Rule = Literal["sentence", "hash", "boxed", "last"]
 
-_END = re.compile(r"[.!?](?=\s|$)|\n")
+_END = re.compile(r"[.!?](?=\s|$)|[\n。！？]")
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _HEDGE = re.compile(r"\b(?:or|not|either|between|oder|nicht|ou|pas)\b", re.IGNORECASE)
 # What makes a segment more than a number with words around it.
@@ -28,18 +29,34 @@ _MATH = re.compile(
     r"\\(?!(?:text|mathrm|mbox|left|right|quad|dollar)\b)[a-zA-Z]+|[√π∞^_±]|\bsqrt|\bpi\b|(?<![a-zA-Z'’])[a-zA-Z](?=\s*[-+*/^(])"
     r"|[-+*/(\[{]\s*$|^\s*[-+*/^]"
 )
-_FORMULA = re.compile(rf"{_MATH.pattern}|(?:[-+*/^=]\s*|\d)[a-zA-Z]\b")
+_FORMULA = re.compile(rf"{_MATH.pattern}|(?:[-+*^=]\s*|(?<![a-zA-Z])/\s*)[a-zA-Z]\b|\d(?![hmsglLkKMB]\b)[a-zA-Z]\b")
+# Three words in a row are no formula.
+_PROSE = re.compile(r"[a-z]{3,}\W+[a-z]{2,} [a-z]{2,}")
+_LIST = re.compile(r"(?:\\?[{(\[])?\s*-?[\d./]+(?:\s*[,;]\s*-?[\d./]+)+\s*(?:\\?[})\]])?")
+_UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_DENIED = re.compile(r"\b(?:not|nicht|pas)\W*$", re.IGNORECASE)
+_WHOLE = re.compile(r"(-)?(\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d+))?")
+_WORD = re.compile(r" ([A-Za-z]+)(?![\w/])")
+# Words and letters after a number that say more than a unit does.
+_SCALES = frozenset(
+    {"thousand", "million", "billion", "trillion", "k", "K", "M", "B", "bn", "percent", "per", "times", "x", "text"}
+    | {"mathrm", "mbox", "am", "AM", "pm", "PM", "a", "A", "p", "P"}
+)
 _ATTACHED = re.compile(r"\s*(?:[*/^√π]|\\(?:sqrt|pi|cdot|times)|[-+]\s*[\w\\(]|[a-zA-Z](?![a-zA-Z])(?!\s+[a-z])|\()")
 _NO_DIGIT = "".join(chr(c) for c in range(128) if not chr(c).isdigit())
-_CLUSTER = "0123456789.,'_/ $€£¥-+^{}*x×·eE\u00a0\u202f\u2009\u2019"
-_EDGE = " \t\n*`:,;"
+_CLUSTER = "0123456789.,:'_/ $€£¥-+^{}*x×·eE\u00a0\u202f\u2009\u2019"
+_EDGE = " \t\n*`:：,;"
 _BEFORE, _AFTER = _EDGE + "$", _EDGE + ".$"
 _BULLET = re.compile(r"^[-•+]\s+")
 
 
+DENIED = "the answer says which number it is not"
+
+
 @dataclass(slots=True)
 class Answer:
-    """`text`: what stands at the answer's place. `digits`: it is a plain whole number, without leading zeros.
+    """`text`: what stands at the answer's place. `digits`: it is a plain decimal, here in its shortest form, whose
+    `unit` is told apart.
 
     `number`: the number in it. `symbolic`: there is more to it than a number. `doubt`: why it cannot be taken.
     """
@@ -47,6 +64,7 @@ class Answer:
     rule: str
     text: str
     digits: str = ""
+    unit: str = ""
     number: Number | None = None
     symbolic: bool = False
     doubt: str = ""
@@ -57,7 +75,12 @@ class Extract:
 
     def __init__(self, rules: Sequence[Rule], phrases: Sequence[str], pattern: str | None = None) -> None:
         self._rules = tuple(rules)
-        self._phrases = tuple(phrase.lower() for phrase in phrases)
+        # By their first words, of which a text has few; those of other scripts apart, since most texts are ASCII.
+        heads: dict[str, list[str]] = {}
+        for phrase in phrases:
+            heads.setdefault(phrase.lower().partition(" ")[0].rstrip(":："), []).append(phrase.lower())
+        self._every = tuple(heads.items())
+        self._ascii = tuple((head, found) for head, found in heads.items() if head.isascii())
         self._pattern = re.compile(pattern, re.DOTALL) if pattern else None
 
     def __call__(self, text: str) -> Answer | None:
@@ -70,7 +93,7 @@ class Extract:
                 at = text.rfind("####")
                 answer = _read(rule, text[at + 4 :].lstrip().partition("\n")[0]) if at >= 0 else None
             elif rule == "boxed":
-                answer = _boxed(text)
+                answer = _boxed(text) if "box" in text else None
             else:
                 answer = _last(text)
             if answer is not None:
@@ -82,7 +105,12 @@ class Extract:
             found = [match[1] for match in self._pattern.finditer(text) if match[1] is not None]
             return _read("sentence", found[-1]) if found else None
         low = text.lower()
-        starts = [low.rfind(phrase) + len(phrase) for phrase in self._phrases if phrase in low]
+        starts: list[int] = []
+        for head, phrases in self._ascii if low.isascii() else self._every:
+            if head in low:
+                starts += [low.rfind(phrase) + len(phrase) for phrase in phrases if phrase in low]
+                if starts:  # one language is enough
+                    break
         for start in sorted(starts, reverse=True) if len(starts) > 1 else starts:
             rest = text[start : start + 400].lstrip(_EDGE)
             end = _END.search(rest)
@@ -112,6 +140,8 @@ def _read(rule: str, segment: str) -> Answer | None:
         answer.symbolic = True
     elif len({item[0].value for item in found}) > 1 and _HEDGE.search(bare):
         answer.doubt = "the answer names several numbers"
+    elif _DENIED.search(bare, 0, start):
+        answer.doubt = DENIED
     return answer
 
 
@@ -128,16 +158,33 @@ def _whole(rule: str, segment: str) -> Answer | None:
         return Answer(rule, right, symbolic=True) if symbolic else None
     number, start, end = found[0]
     rest = right[:start] + " " + right[end:]
-    more = _MATH.search(rest) or _ATTACHED.match(right, end) or set(rest) & set("(),=<>")
+    signs = set("(),=<>!") if rule == "boxed" else set("(),=<>")
+    more = _MATH.search(rest) or _ATTACHED.match(right, end) or set(rest) & signs
     return Answer(rule, right, number=number, symbolic=len(found) > 1 or bool(more))
 
 
 def _plain(rule: str, segment: str) -> Answer | None:
-    """The shortest way, for what is only a whole number; with its dollar sign as text, since that is a unit."""
+    """The shortest way, for what is only a decimal; with its dollar sign as text, since that is a unit."""
     plain = segment.lstrip(_BEFORE).rstrip(_AFTER)
-    if not plain.isdecimal():
+    digits = _decimal(plain)
+    if not digits:
         return None
-    return Answer(rule, _trim(segment) if "$" in segment else plain, plain.lstrip("0") or "0")
+    text = _trim(segment) if "$" in segment else plain
+    return Answer(rule, text, digits, "$" if text[:1] == "$" else "")
+
+
+def _decimal(text: str) -> str:
+    """The shortest form of a decimal: no thousands separators, no zeros that say nothing; empty for anything else."""
+    if text.isdecimal():
+        return text.lstrip("0") or "0"
+    match = _WHOLE.fullmatch(text)
+    if match is None:
+        return ""
+    sign, whole, part = match.groups()
+    whole = whole.replace(",", "").lstrip("0") or "0"
+    part = part.rstrip("0") if part else ""
+    digits = f"{whole}.{part}" if part else whole
+    return f"-{digits}" if sign and digits != "0" else digits
 
 
 def _trim(segment: str) -> str:
@@ -150,8 +197,7 @@ def _trim(segment: str) -> str:
 
 def _inside(text: str) -> str | None:
     r"""The content of the last `\boxed{}` whose braces close."""
-    matches = list(_BOXED.finditer(text)) if "boxed" in text or "fbox" in text else []
-    for match in reversed(matches):
+    for match in reversed(list(_BOXED.finditer(text))):
         depth = 1
         for position in range(match.end(), len(text)):
             depth += {"{": 1, "}": -1}.get(text[position], 0)
@@ -166,17 +212,68 @@ def _boxed(text: str) -> Answer | None:
 
 
 def _last(text: str) -> Answer | None:
-    if (answer := _plain("last", text)) is not None:
+    long = len(text) > 60
+    if (answer := _ending(text) if long else _plain("last", text)) is not None:
         return answer
     bare = _trim(_BOXED.sub("", text) if "boxed" in text else text)  # a box that never closes
-    if len(bare) <= 60 and "\n" not in bare and (" " not in bare or _FORMULA.search(bare)):
+    if len(bare) <= 60 and "\n" not in bare and _formal(bare):
         return _whole("last", bare)
+    if not long and (answer := _ending(text)) is not None:
+        return answer
     # The end of the text, from the cluster of number-like characters around its last digit; all of it for LaTeX.
     upto = len(bare.rstrip(_NO_DIGIT))
     start = 0 if not upto or "\\" in bare[-200:] else max(len(bare[:upto].rstrip(_CLUSTER)) - 1, 0)
     end = bare[start : upto + 40]
     found = numbers.find(end)
+    if found and found[-1][0].unit and start:  # 2 hours and 30 minutes
+        end = bare[max(0, start - 30) : upto + 40]
+        found = numbers.find(end)
     if not found:  # other scripts and signs after the last digit
         end = bare
         found = numbers.find(end)
     return Answer("last", end[found[-1][1] :][:80], number=found[-1][0]) if found else None
+
+
+def _formal(bare: str) -> bool:
+    """Whether a short text is an expression rather than words with a number."""
+    if _LIST.fullmatch(bare):
+        return True
+    if " " not in bare:
+        return not _UNSPACED.search(bare)
+    return bool(_FORMULA.search(bare)) and ("\\" in bare or not _PROSE.search(bare))
+
+
+def _ending(text: str) -> Answer | None:
+    """The last number where nothing but words stands around it, told from few characters; None for all else.
+
+    Most texts end so. What it reads, the grammar of `numbers` reads alike: a test compares the two.
+    """
+    upto = len(text.rstrip(_NO_DIGIT))
+    if not upto or "\\" in text[-200:]:
+        return None
+    head = text[:upto]
+    start = len(head.rstrip("0123456789.,"))
+    digits = _decimal(head[start:])
+    before = head[:start]
+    unit = ""
+    if before[-1:] == "$":
+        before, unit, start = before[:-1], "$", start - 1
+    if before[-2:] == "**":
+        before = before.rstrip("*")
+    if not digits or before[-1:] not in (" ", "\n"):
+        return None
+    left = before.rstrip()
+    if not (left[-1:].isalpha() or left[-1:] in "=:") or left[-3:] in ("USD", "EUR", "GBP"):
+        return None
+    after = text[upto : upto + 1]
+    if after in (" ", "\n"):
+        word = _WORD.match(text, upto)
+        if word is None or word[1] in _SCALES:
+            return None
+        if word[1] in UNITS or word[1].lower() in UNITS:
+            unit = word[1] if word[1] in UNITS else word[1].lower()
+    elif after not in ("", ".", ",", "!", "?", ";", ")", "*"):
+        return None
+    if unit and left[-1:].isalpha() and left[-32:].rstrip(_NO_DIGIT):
+        return None  # may be composed: 2 hours and 30 minutes
+    return Answer("last", text[start : upto + 40][:80], digits, unit)

@@ -41,12 +41,17 @@ def _no_models(config: Any) -> set[str]:
     return set()
 
 
+def _first(config: Any) -> str:
+    return "1"
+
+
 @dataclass(frozen=True)
 class Kind:
     """`short` is the field that a bare value sets (`{llm: m}` is `{llm: {model: m}}`).
 
     `models` are the recipe's models that the judge asks. `needs` are row columns without which it cannot decide;
-    `fits` may refuse a table for another reason, in words for the user.
+    `fits` may refuse a table for another reason, in words for the user. `version` changes when the same settings give
+    other verdicts: with the code, and with the text of a prompt.
     """
 
     config: type[Config]
@@ -55,6 +60,7 @@ class Kind:
     models: Callable[[Any], set[str]] = _no_models
     needs: tuple[str, ...] = ("references",)
     fits: Callable[[Any, pa.Table | Collection[str]], str | None] | None = None
+    version: Callable[[Any], str] = _first
 
 
 JUDGES: Registry[Kind] = Registry("judge")
@@ -88,6 +94,10 @@ class JudgeConfig(Config):
     def model_names(self) -> set[str]:
         """The recipe's models that `build` needs."""
         return JUDGES[self.kind].models(self.options)
+
+    def version(self) -> str:
+        """What decides the verdicts beside the settings and the models; part of a step's key."""
+        return JUDGES[self.kind].version(self.options)
 
 
 def _normal(value: Any) -> dict[str, Any]:

@@ -196,5 +196,10 @@ def _build_rating(config: Any, parts: Parts) -> Judge:
     return RatingJudge(config, parts.generator(config.model))
 
 
-JUDGES.register("llm")(Kind(LlmConfig, _build_llm, short="model", models=_models))
-JUDGES.register("rating")(Kind(RatingConfig, _build_rating, short="model", models=_models, needs=()))
+def _version(config: Any) -> str:
+    """With the prompt's text: an edit without a new version must not be taken for the old prompt."""
+    return f"{VERSION}/{prompts.load(config.prompt, PROMPTS).digest}"
+
+
+JUDGES.register("llm")(Kind(LlmConfig, _build_llm, short="model", models=_models, version=_version))
+JUDGES.register("rating")(Kind(RatingConfig, _build_rating, short="model", models=_models, needs=(), version=_version))

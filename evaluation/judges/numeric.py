@@ -20,12 +20,12 @@ from pydantic import Field, field_validator
 from cuvee.config import Config
 from cuvee.protocols import Case, Judge, Label, Verdict
 from evaluation.judges import numbers
-from evaluation.judges.answers import Answer, Extract, Rule
+from evaluation.judges.answers import DENIED, Answer, Extract, Rule
 from evaluation.judges.base import JUDGES, Kind, Parts, different, equivalent, unsure
 from evaluation.judges.numbers import Number
 from evaluation.judges.symbolic import Symbolic
 
-VERSION = "1"
+VERSION = "2"
 
 
 class NumericConfig(Config):
@@ -37,7 +37,12 @@ class NumericConfig(Config):
     """
 
     rules: tuple[Rule, ...] = ("sentence", "hash", "boxed", "last")
-    sentence: tuple[str, ...] = ("answer is", "answer:")
+    sentence: tuple[str, ...] = (
+        *("answer is", "answer:", "antwort ist", "antwort lautet", "antwort:", "réponse est", "réponse :", "réponse:"),
+        *("respuesta es", "respuesta:", "resposta é", "resposta:", "risposta è", "risposta:", "cevap:", "ответ:"),
+        "<answer>",
+        *("答案是", "答案为", "答案:", "答案：", "答えは", "답은", "답:"),
+    )
     pattern: str | None = None
     relative: float = Field(1e-6, ge=0, lt=1)
     rounded: bool = True
@@ -85,12 +90,14 @@ class NumericJudge:
                 continue
             if predicted is None:
                 return different("no answer in the prediction", f"gold {gold.text!r}")
-            if predicted.digits and gold.digits:
-                alike, why = predicted.digits == gold.digits, "whole numbers"
+            if predicted.digits and gold.digits and (alike := _same_digits(predicted, gold)) is not None:
+                why = "the same digits" if alike else "other digits"
             elif predicted.text == gold.text and not predicted.doubt:
                 alike, why = True, "same text"
             elif predicted.doubt:
-                return unsure(predicted.doubt, predicted.text)
+                return (different if predicted.doubt == DENIED else unsure)(predicted.doubt, predicted.text)
+            elif (predicted.symbolic or gold.symbolic) and _tight(predicted.text) == _tight(gold.text):
+                alike, why = True, "same text"
             elif predicted.symbolic or gold.symbolic:
                 slow.append((index, predicted.text, gold.text))
                 continue
@@ -123,6 +130,20 @@ class NumericJudge:
             verdicts[index] = {True: equivalent, False: different, None: unsure}[alike](why, evidence)
 
 
+def _same_digits(a: Answer, b: Answer) -> bool | None:
+    """Whether two plain decimals are one number; None where tolerance or units have a say."""
+    if a.unit and b.unit and a.unit != b.unit:
+        return None
+    if a.digits == b.digits:
+        return True
+    return None if "." in a.digits or "." in b.digits else False
+
+
+def _tight(text: str) -> str:
+    """An expression without white space, its dashes alike."""
+    return "".join(text.split()).replace("–", "-")
+
+
 def _number(answer: Answer) -> Number:
     if answer.number is not None:
         return answer.number
@@ -144,4 +165,4 @@ def _build(config: Any, parts: Parts) -> Judge:
     return NumericJudge(config)
 
 
-JUDGES.register("numeric")(Kind(NumericConfig, _build, fits=_fits))
+JUDGES.register("numeric")(Kind(NumericConfig, _build, fits=_fits, version=lambda config: VERSION))

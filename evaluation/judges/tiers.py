@@ -58,10 +58,16 @@ def _models(config: Any) -> set[str]:
     return {name for judge in config.judges for name in judge.model_names()}
 
 
+def _version(config: Any) -> str:
+    return " ".join(judge.version() for judge in config.judges)
+
+
 def _fits(config: Any, source: pa.Table | Collection[str]) -> str | None:
     """The tiers fit if one of them does: it decides what the others leave."""
     reasons = [fits(judge, source) for judge in config.judges]
     return None if None in reasons else "; ".join(str(reason) for reason in reasons)
 
 
-JUDGES.register("tiers")(Kind(TiersConfig, _build, short="judges", models=_models, needs=(), fits=_fits))
+JUDGES.register("tiers")(
+    Kind(TiersConfig, _build, short="judges", models=_models, needs=(), fits=_fits, version=_version)
+)

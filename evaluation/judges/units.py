@@ -35,8 +35,13 @@ _TABLE: dict[str, dict[str, F | int]] = {
         "ton tons tonne tonnes": 10**6,
     },
     "time": {
-        "second seconds sec secs": 1, "minute minutes min mins": 60, "hour hours hr hrs": 3600, "day days": 86400,
+        "second seconds sec secs": 1, "minute minutes min mins": 60, "hour hours hr hrs h": 3600, "day days": 86400,
         "week weeks": 604800,
+    },
+    "speed": {
+        "m/s": 1, "m/second": 1, "m/sec": 1, "meters/second": 1, "metres/second": 1,
+        "km/h km/hr km/hour kilometers/hour kilometres/hour kph kmh": F(1000, 3600),
+        "miles/hour miles/hr mile/hour mph": F(1609344, 3600 * 1000), "feet/second ft/s ft/sec": F(3048, 10000),
     },
     "calendar": {"month months": 1, "year years": 12, "decade decades": 120, "century centuries": 1200},
 }  # fmt: skip
