@@ -147,12 +147,27 @@ def write(table: pa.Table, folder: Path) -> None:
         pq.write_table(table.slice(start, PART_ROWS), folder / f"part-{number:05d}.parquet", compression="zstd")
 
 
+def stream(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The table of a folder part by part, in stored order, so that no more than one part is held."""
+    for part in parts_of(folder):
+        yield pq.read_table(part, columns=list(columns) if columns else None)
+
+
+def columns_of(folder: Path) -> list[str]:
+    """The columns of a stored table."""
+    return list(pq.read_schema(parts_of(folder)[0]).names)
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """The parts of a stored table in order. Raises DataError when there are none."""
+    if parts := sorted(folder.glob("*.parquet")):
+        return parts
+    raise DataError("no Parquet parts", path=str(folder))
+
+
 def read(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """The whole table of a folder of parts, in stored order."""
-    parts = sorted(folder.glob("*.parquet"))
-    if not parts:
-        raise DataError("no Parquet parts", path=str(folder))
-    return pads.dataset([str(p) for p in parts]).to_table(columns=list(columns) if columns else None)
+    return pads.dataset([str(p) for p in parts_of(folder)]).to_table(columns=list(columns) if columns else None)
 
 
 def records(table: pa.Table) -> Iterator[dict[str, Any]]:

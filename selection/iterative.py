@@ -126,7 +126,7 @@ def init(
     The selection has the columns of `methods.select`. Raises UserError when there are fewer rows to draw than rounds.
     """
     static = config.selection()
-    name = quality_of(static, scores_of(table))
+    name = quality_of(static, scores_of(table.column_names))
     rows, order = gather(table, quality=name, missing=config.missing, vectors=vectors, clustering=clustering)
     cluster = rows.clusters()
     excluded = np.zeros(len(rows), dtype=bool) if rows.quality is None else np.isnan(rows.quality)

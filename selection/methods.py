@@ -12,7 +12,7 @@ Every draw takes its noise from the row's id (`sampling.uniforms`), so a choice 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -142,9 +142,18 @@ def quality_of(config: SelectConfig, scores: Collection[str] = ()) -> str | None
     )
 
 
-def scores_of(table: pa.Table) -> list[str]:
-    """The names of the table's scores."""
-    return [name.removeprefix("score.") for name in table.column_names if name.startswith("score.")]
+def scores_of(columns: Iterable[str]) -> list[str]:
+    """The names of a table's scores."""
+    return [name.removeprefix("score.") for name in columns if name.startswith("score.")]
+
+
+def columns_for(config: SelectConfig, columns: Sequence[str]) -> list[str]:
+    """Those of a table's columns that `select` looks at: texts are many times larger than what decides."""
+    name = quality_of(config, scores_of(columns))
+    wanted = {"id", "target", "source", "cluster", "distance", f"score.{name}", str(name)}
+    if name == "length" and not {"length", "score.length"} & set(columns):
+        wanted.add("messages")
+    return [column for column in columns if column in wanted]
 
 
 def clusters_of(config: SelectConfig, rows: int) -> int | Literal["auto"]:
@@ -243,7 +252,7 @@ def select(
 
     Raises UserError for settings that cannot be met, DataError for rows without vector, cluster or quality.
     """
-    name = quality_of(config, scores_of(table))
+    name = quality_of(config, scores_of(table.column_names))
     pool, order = gather(table, quality=name, missing=config.missing, vectors=vectors, clustering=clustering)
     source = table["source"].take(pa.array(order))
     allowed = np.arange(len(pool)) if pool.quality is None else np.flatnonzero(~np.isnan(pool.quality))

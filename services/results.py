@@ -157,7 +157,6 @@ def metric_of(arm: ArmPlan, name: str, at: str, store: Store) -> float | None:
 def column_mean(arm: ArmPlan, name: str, store: Store) -> float | None:
     """`rows.<table>.<column>` of an arm: the mean over the rows that have a value. UserError for an unknown one."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     from cuvee import rows
 
@@ -168,7 +167,7 @@ def column_mean(arm: ArmPlan, name: str, store: Store) -> float | None:
     if store.done(state.rows.key) is None:
         return None
     folder = store.local(state.rows.key) / "rows"
-    known = pq.read_schema(min(folder.glob("*.parquet"))).names
+    known = rows.columns_of(folder)
     if column not in known:
         raise UserError(f"{name}: no column {column!r}", remedy=f"known: {', '.join(known)}")
     values = rows.read(folder, [column])[column]

@@ -50,6 +50,14 @@ def finish(context: Context, kept: pa.Table, removed: pa.Table | None = None, **
     return {**sizes(kept), **more}
 
 
+def taken(folder: Path, ids: pa.Array) -> pa.Table:
+    """The rows of a stored table with these ids, read part by part: the table may be larger than memory."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pa.concat_tables(part.filter(pc.is_in(part["id"], value_set=ids)) for part in rows.stream(folder))
+
+
 def clustered(table: pa.Table, folder: Path) -> pa.Table:
     """The table with the columns `cluster` and `distance` of a cluster artifact."""
     import pyarrow.compute as pc

@@ -14,7 +14,7 @@ from cuvee.errors import UserError
 from cuvee.protocols import Decoding, Request, ScoreRequest
 from cuvee.rng import stream_seed
 from services.steps.base import Context, step
-from services.steps.data import clustered, finish
+from services.steps.data import clustered, finish, taken
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,11 +26,14 @@ SCIENCE = ("selection.iterative", "selection.methods", "selection.sampling", "se
 def iterate_init(context: Context) -> dict[str, Any]:
     """`selection.parquet` (no row chosen) and `state.parquet` (weights of round 1)."""
     from selection.iterative import IterateConfig, init
+    from selection.methods import columns_for
     from selection.vectors import Vectors
 
-    table = clustered(rows.read(context.inputs["rows"] / "rows"), context.inputs["clusters"])
+    pool, config = context.inputs["rows"] / "rows", IterateConfig.model_validate(context.config)
+    table = rows.read(pool, columns_for(config.selection(), rows.columns_of(pool)))
+    table = clustered(table, context.inputs["clusters"])
     vectors = Vectors.open(context.inputs["vectors"] / "vectors")
-    selection, state = init(table, IterateConfig.model_validate(context.config), vectors=vectors)
+    selection, state = init(table, config, vectors=vectors)
     write_state(context.out, selection, state)
     return {"pool": selection.num_rows}
 
@@ -38,17 +41,14 @@ def iterate_init(context: Context) -> dict[str, Any]:
 @step("iterate_propose", "1", *SCIENCE, draws=True)
 def iterate_propose(context: Context) -> dict[str, Any]:
     """`rows/`: all rows chosen so far, with those of this round."""
-    import pyarrow.compute as pc
-
     from selection.iterative import IterateConfig, propose
 
     selection, state = read_state(context.inputs["before"])
     config = IterateConfig.model_validate(context.config["iterate"])
     selection, state = propose(selection, state, config, seed=context.draw_seed())
     write_state(context.out, selection, state)
-    table = rows.read(context.inputs["rows"] / "rows")
     chosen = selection.filter(selection["selected"])["id"].combine_chunks()
-    return finish(context, table.filter(pc.is_in(table["id"], value_set=chosen)), weights=weights_of(state))
+    return finish(context, taken(context.inputs["rows"] / "rows", chosen), weights=weights_of(state))
 
 
 @step("iterate_answer", "1", "selection.responses", kind="engine", draws=True)

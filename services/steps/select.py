@@ -8,7 +8,7 @@ from typing import Any
 from cuvee import rows
 from cuvee.rng import stream
 from services.steps.base import Context, step
-from services.steps.data import clustered, finish, write_removed
+from services.steps.data import clustered, finish, taken, write_removed
 
 
 @step("embed", "2", "selection.embedding", "selection.vectors", "selection.text")
@@ -20,7 +20,7 @@ def embed(context: Context) -> dict[str, Any]:
     from services.steps.model import model_folder
 
     encode(
-        rows.read(context.inputs["rows"] / "rows"),
+        rows.read(context.inputs["rows"] / "rows", ["id", "target", "messages"]),
         model_folder(context.inputs["encoder"]),
         EmbedConfig.model_validate(context.config),
         out=context.out / "vectors",
@@ -91,25 +91,28 @@ def select(context: Context) -> dict[str, Any]:
     """`rows/`: the chosen rows. `selection.parquet`: every row with the figures that decided."""
     import pyarrow.compute as pc
 
-    from selection.methods import SelectConfig
+    from selection.methods import SelectConfig, columns_for
     from selection.methods import select as choose
     from selection.vectors import Vectors
 
-    table = rows.read(context.inputs["rows"] / "rows")
+    pool, config = context.inputs["rows"] / "rows", SelectConfig.model_validate(context.config)
+    table = rows.read(pool, columns_for(config, rows.columns_of(pool)))
     if "clusters" in context.inputs:
         table = clustered(table, context.inputs["clusters"])
     selection = choose(
         table,
-        SelectConfig.model_validate(context.config),
+        config,
         vectors=Vectors.open(context.inputs["vectors"] / "vectors") if "vectors" in context.inputs else None,
         rng_seed=context.draw_seed(),
     )
     write_removed(selection, context.out / "selection.parquet")
     chosen = selection.filter(selection["selected"])
-    kept = table.filter(pc.is_in(table["id"], value_set=chosen["id"].combine_chunks()))
+    ids = chosen["id"].combine_chunks()
+    kept = taken(pool, ids)
+    if "clusters" in context.inputs:
+        kept = clustered(kept, context.inputs["clusters"])
     if "count" in chosen.column_names:
-        often = chosen["count"].take(pc.index_in(kept["id"], value_set=chosen["id"].combine_chunks()))
-        kept = kept.append_column("count", often)
+        kept = kept.append_column("count", chosen["count"].take(pc.index_in(kept["id"], value_set=ids)))
     return finish(context, kept, pool=table.num_rows, method=context.config["method"])
 
 

@@ -10,7 +10,7 @@ import pytest
 from cuvee import rows
 from cuvee.errors import DataError, UserError
 from selection.clustering import Clustering, cluster
-from selection.methods import META, SELECTORS, SelectConfig, clusters_of, needs, select
+from selection.methods import META, SELECTORS, SelectConfig, clusters_of, columns_for, needs, select
 from selection.vectors import Vectors
 
 METHODS = ["random", "longest", "top", "km_closest", "km_random", "kmq", "k_center", "deita", "qdit"]
@@ -236,3 +236,18 @@ def test_amounts() -> None:
     assert clusters_of(config("kmq", "10000 rows"), 200_000) == 500
     assert clusters_of(config("kmq", "30 rows", clusters="auto"), 120) == "auto"
     assert clusters_of(config("kmq", "30 rows"), 120) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "columns", "wanted"),
+    [
+        ({"method": "random"}, [], ["id", "target", "source"]),
+        ({"method": "kmq", "quality": "q"}, ["score.q", "score.other"], ["id", "target", "source", "score.q"]),
+        ({"method": "longest"}, [], ["id", "target", "source", "messages"]),
+        ({"method": "longest"}, ["score.length"], ["id", "target", "source", "score.length"]),
+        ({"method": "top", "quality": "length"}, [], ["id", "target", "source", "messages"]),
+    ],
+)
+def test_only_what_decides_is_read(config: dict[str, Any], columns: list[str], wanted: list[str]) -> None:
+    stored = ["id", "target", "source", "messages", "references", "tests", "weight", "meta", *columns]
+    assert columns_for(SelectConfig(amount="1 rows", **config), stored) == wanted
