@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from cuvee.errors import nearest
 from evaluation.judges import JudgeConfig
-from services.measures import BASE, CURRENT
+from services.measures import BASE, CURRENT, EACH
 from services.tables import OPERATIONS, Operation
 from services.yaml_lines import Path_
 
@@ -120,9 +120,14 @@ def _measure_faults(recipe: Recipe) -> Iterator[Fault]:
         points = [BASE, "final", *recipe.written, *recipe.stages]
         if recipe.stages and name not in points and not (name in recipe.data and number):
             yield from _unknown(name, points, "stage", ("evaluate", "at"))
+        if number == EACH and name not in recipe.data:
+            continue
         if number and not number.isdigit():
             yield ("evaluate", "at"), f"{word}: what follows @ is the number of an epoch or round", ""
         yield from _round_fault(recipe, word, ("evaluate", "at"))
+        stage = next(reversed(recipe.stages), "") if name == "final" else name
+        if number.isdigit() and stage in recipe.stages and not 1 <= int(number) <= recipe.epochs_of(stage):
+            yield ("evaluate", "at"), f"{stage} has {recipe.epochs_of(stage)} epochs, and no {word}", ""
 
 
 def _has(recipe: Recipe, table: str, operation: str) -> bool:

@@ -23,18 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training of a model's history. `tables` has the artifact of the rows of each table of its mix."""
+    """One training of a model's history. `tables` has the artifact of the rows of each table of its mix; `epochs`: how
+    many of them, where the model was taken before the end."""
 
     train: str
     listed: str
     tables: Mapping[str, str]
+    epochs: int | None = None
 
 
 def find_model(store: Store, word: str) -> str:
     """The key of a model: `RUN:ARM:STAGE`, `RUN:ARM` (its last stage), a key, or the beginning of one."""
     if ":" not in word:
         key = store.find(word)
-        if key.split("-")[0] not in ("train", "model"):
+        if key.split("-")[0] not in ("train", "epoch", "model"):
             raise UserError(f"{key} is no model", remedy="name an artifact of a train step, or RUN:ARM:STAGE")
         return key
     name, _, rest = word.partition(":")
@@ -56,14 +58,18 @@ def find_model(store: Store, word: str) -> str:
 def history(store: Store, key: str) -> tuple[str, list[Stage]]:
     """The key of the base model, and the trainings from it to `key`, the first one first."""
     stages: list[Stage] = []
+    epochs = None
     while inputs := _inputs(store, key):
+        if "train" in inputs:
+            key, epochs = inputs["train"], _epoch(store, key)
+            continue
         tables = {
             name.removeprefix("tokens."): _inputs(store, tokens)["rows"]
             for name, tokens in sorted(inputs.items())
             if name.startswith("tokens.")
         }
-        stages.insert(0, Stage(key, inputs["plan"], tables))
-        key = inputs["init"]
+        stages.insert(0, Stage(key, inputs["plan"], tables, epochs))
+        key, epochs = inputs["init"], None
     return key, stages
 
 
@@ -150,8 +156,8 @@ def add_exposures(connection: duckdb.DuckDBPyConnection, store: Store, stage: St
         """INSERT INTO exposures
         SELECT ?, stage, ?, epoch, position, id, target, source, tokens, tbl,
                chosen, own_verdict, paraphrase_verdict, judge, judge_version, prompts, answered_by, text
-        FROM list LEFT JOIN texts USING (id, target)""",
-        [number, stage.train],
+        FROM list LEFT JOIN texts USING (id, target) WHERE epoch < coalesce(?, epoch + 1)""",
+        [number, stage.train, stage.epochs],
     )
 
 
@@ -164,6 +170,13 @@ def used_by(store: Store, key: str) -> list[dict[str, str]]:
             labels += [label for label, model in arm["points"].items() if model == key and label not in labels]
             found += [{"run": name, "arm": arm["name"], "stage": label} for label in labels]
     return found
+
+
+def _epoch(store: Store, key: str) -> int:
+    """The epoch at whose end a model was taken."""
+    done = store.done(key)
+    assert done is not None
+    return int(done.info["epoch"])
 
 
 def _inputs(store: Store, key: str) -> Mapping[str, str]:

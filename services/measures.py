@@ -17,6 +17,9 @@ from evaluation.judges import JudgeConfig
 BASE = "base"
 """The model before any stage, as a word of `init` and `at`."""
 
+EACH = "*"
+"""Every epoch of a stage, in `at`: `sft@*`."""
+
 CURRENT = "current"
 """The model of the round, as a word inside `iterate`."""
 
@@ -68,7 +71,7 @@ class Evaluate(Config):
     )
     at: Words = Field(
         default=("base", "final"),
-        description="points: base, final, a stage, stage@epoch, or table@round of an iterated table",
+        description="points: base, final, a stage, stage@epoch, stage@* (each epoch), table@round of an iterated table",
     )
     options: dict[str, TaskOptions] = Field(default_factory=dict, description="by task")
     limit: int | None = Field(default=None, ge=1, description="first so many items of every task; all if absent")

@@ -534,6 +534,8 @@ class Builder:
             "keep_state": keep_state,
             "chat": self.chat(model),
         }
+        if epochs := self.recipe.epochs_measured(stage):
+            config["epochs"] = epochs
         saving = settings.model_dump(mode="json", include={"checkpoint_every", "checkpoint_minutes", "keep"})
         execution = {"saving": saving, "execution": self.execution(model), "recipe": self.recipe.name}
         return self.node("train", label, config, inputs, seed=self.seeds["init"], execution=execution)
@@ -598,11 +600,9 @@ class Builder:
         if point.kind == "stage":
             if point.name not in self.plan.stages:
                 return None
-            if point.number:
-                raise UserError(
-                    f"evaluate.at: {point.label}: models inside a stage are not kept",
-                    remedy="split the stage, or measure at its end",
-                )
-            return self.plan.stages[point.name].train
+            train = self.plan.stages[point.name].train
+            if point.number not in train.config.get("epochs", ()):
+                return train  # the last epoch's end is the stage's
+            return self.node("epoch", f"{point.label} · model", {"epoch": point.number}, {"train": train})
         self.table(point.name)
         return self.plan.trained.get(point.label)

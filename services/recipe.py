@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,7 +30,7 @@ from cuvee.config import Config
 from cuvee.errors import RecipeError, UserError
 from services import overlay, variables, yaml_lines
 from services.checks import faults, reason
-from services.measures import BASE, Evaluate, Point
+from services.measures import BASE, EACH, Evaluate, Point
 from services.models import BUILTIN_MODEL, ModelSpec
 from services.tables import OPERATIONS, Table, source_name
 from services.variants import Arms, Contrast, Published, Repeat
@@ -208,10 +209,20 @@ class Recipe(Config):
             if name == BASE:
                 found.append(Point(kind="base"))
             elif name in self.stages:
-                found.append(Point(kind="stage", name=name, number=int(number or 0)))
+                numbers = range(1, self.epochs_of(name) + 1) if number == EACH else [int(number or 0)]
+                found += [Point(kind="stage", name=name, number=one) for one in numbers]
             elif name in self.data:
                 found.append(Point(kind="round", name=name, number=int(number or 0)))
         return tuple(dict.fromkeys(found))
+
+    def epochs_of(self, stage: str) -> int:
+        """Epochs of a stage, a begun one included."""
+        return math.ceil(self.train_for(stage).epochs)
+
+    def epochs_measured(self, stage: str) -> list[int]:
+        """The epochs of a stage at whose end the model is measured, without the last one, whose end is the stage's."""
+        asked = {point.number for point in self.points() if (point.kind, point.name) == ("stage", stage)}
+        return sorted(number for number in asked if 0 < number < self.epochs_of(stage))
 
 
 def load(path: str | Path, profiles: Sequence[str] = (), overrides: Sequence[str] = ()) -> Recipe:

@@ -43,7 +43,10 @@ def of_row(store: Store, word: str) -> dict[str, Any]:
         seen = [exposure for each in done if each.step == "compose" for exposure in _seen(connection, store, each, row)]
         steps = [step for each in done for step in _steps(connection, store, each, row)]
     labels = {key: node["label"] for run in store.runs().values() for key, node in run["nodes"].items()}
-    lists = {exposure["list"] for exposure in seen}
+    lists: dict[str, int] = {}
+    for exposure in seen:
+        first = exposure["positions"][0]["epoch"]
+        lists[exposure["list"]] = min(first, lists.get(exposure["list"], first))
     return {
         **row,
         "seen": seen,
@@ -104,14 +107,21 @@ def _target(connection: duckdb.DuckDBPyConnection, store: Store, listed: Done, r
     return {"table": None, "text": None, "chosen": None, "verdict": None, "judge": None}
 
 
-def _models(store: Store, done: list[Done], lists: set[str]) -> Iterator[dict[str, Any]]:
-    """The models that were trained on one of the lists, and those that started from them."""
-    trained = [each for each in done if each.step == "train"]
-    direct = {each.key for each in trained if each.inputs["plan"] in lists}
+def _models(store: Store, done: list[Done], lists: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """The models that were trained on one of the lists, and those that started from them.
+
+    `lists` has the first epoch in which the row is in a list: a model that was taken earlier did not see it.
+    """
+    trained = {each.key: each for each in done if each.step == "train"}
+    direct = {each.key for each in trained.values() if each.inputs["plan"] in lists}
     saw = set(direct)
-    for each in trained:  # oldest first, so that a model comes after what it started from
-        if each.inputs["init"] in saw:
+    for each in done:  # oldest first, so that a model comes after what it started from
+        if each.step == "train" and each.inputs["init"] in saw:
             saw.add(each.key)
+        elif each.step == "epoch" and (whole := trained.get(each.inputs["train"])) is not None:
+            early = lists.get(whole.inputs["plan"], each.info["epoch"]) < each.info["epoch"]
+            direct |= {each.key} if early else set()
+            saw |= {each.key} if early or whole.inputs["init"] in saw else set()
         if each.key in saw:
             yield {
                 "model": each.key,

@@ -28,6 +28,9 @@ __all__ = ["EXPERIMENT", "RunTracker", "Tracker", "default_uri"]
 EXPERIMENT = "cuvee"
 """One experiment for all recipes, since they share steps; tags tell the runs apart."""
 
+TRAINED = ("train", "epoch")
+"""Steps that make a model by training."""
+
 _FOLLOW = 2.0
 """Seconds between looks at the metrics of a training."""
 
@@ -109,7 +112,7 @@ class RunTracker:
                 self._tracker.dataset(
                     run, source.label, source.key, self._store.where(source.key), int(done.info["rows"]), name
                 )
-            if source.step == "train":
+            if source.step in TRAINED:
                 self._tracker.uses(run, source.key)
         if node.step != "train":
             return lambda done, total: None
@@ -140,12 +143,14 @@ class RunTracker:
             self._follow(run, tail.news(at_once=True))
             name = node.label.replace(" · ", " ")
             self._tracker.model(run, name, outcome.path, run, {"final.loss": info["loss"]} if info.get("loss") else {})
+        elif node.step == "epoch":
+            self._tracker.model(run, node.label.replace(" · ", " "), outcome.path, run, {})
         self._tracker.metrics(run, {"seconds": outcome.seconds, **_numbers(info)})
         if node.step == "evaluate":
             model = node.inputs.get("model")
             scores = {task: figures["mean"] for task, figures in info["summary"].items()}
             self._tracker.metrics(
-                run, _numbers(scores), model=model.key if model is not None and model.step == "train" else ""
+                run, _numbers(scores), model=model.key if model is not None and model.step in TRAINED else ""
             )
 
     def _follow(self, run: str, lines: Iterator[dict[str, Any]]) -> None:

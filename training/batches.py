@@ -89,6 +89,7 @@ class Batches:
         self.dropped = int(long.sum()) if dropped else 0
         self.lengths = np.minimum(full, config.max_len)
         self.order = order[~long] if dropped else order
+        self._taken = np.cumsum(~long) if dropped else np.arange(1, len(order) + 1)
         if not len(self.order):
             raise DataError(
                 f"no row is left to train on: {self.dropped} of {len(order)} are longer than {config.max_len} tokens",
@@ -106,6 +107,13 @@ class Batches:
         """Row numbers of the global batch of 0-based `step`."""
         size = self.config.global_batch
         return self.order[step * size : (step + 1) * size]
+
+    def steps_after(self, rows: int) -> int:
+        """Optimiser steps after which the first `rows` rows of the plan have been trained on.
+
+        The last of these batches may hold rows that come later. Length grouping moves rows within its window.
+        """
+        return -(-int(self._taken[rows - 1]) // self.config.global_batch)
 
     def row_weights(self, row: int) -> np.ndarray:
         """(T,) weights of a row after truncation. The first token has no prediction, hence weight 0."""

@@ -11,6 +11,7 @@ run may use it at a time. `out` appears when the stage is done:
     metrics.jsonl  one JSON object per step
     train.json     the summary
     state/         portable optimiser state, when asked for
+    marked/        models inside the stage, when asked for: a folder for each mark
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from training import model as models
 from training.objective import Objective
 from training.settings import Execution, Lora, Precision, TrainConfig
 
-__all__ = ["Execution", "Lora", "TrainConfig", "TrainResult", "steps_of", "train"]
+__all__ = ["Execution", "Lora", "TrainConfig", "TrainResult", "link", "steps_of", "train"]
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -76,13 +77,15 @@ def train(
     progress: Progress | None = None,
     steps_before: int = 0,
     steps_total: int | None = None,
+    marks: Mapping[str, int] | None = None,
     recipe: str = "",
 ) -> TrainResult:
     """Train `model` on the rows of `plan` in their order, and write the result to `out`.
 
     `init_state` is the `state/` folder of an earlier stage whose optimiser goes on. `steps_before` of `steps_total`
-    place this stage in a schedule that spans several. `validation` maps names to token folders of held-out rows.
-    `progress` is called with each line of the metrics, in a thread of its own. `recipe` is text for the model card.
+    place this stage in a schedule that spans several. `marks` names numbers of rows of the plan: the model is kept as
+    it is when these have been trained on. `validation` maps names to token folders of held-out rows. `progress` is
+    called with each line of the metrics, in a thread of its own. `recipe` is text for the model card.
 
     Raises UserError for settings, data or a machine that cannot work, Unavailable when Ray is not initialised or the
     workers failed more often than `execution.max_failures`.
@@ -116,7 +119,7 @@ def train(
         "objective": objective.model_dump(mode="json"),
         "stage": stage,
     }
-    from training.worker import Job
+    from training.worker import MARKED, Job
 
     job = Job(
         model=model.resolve(),
@@ -137,6 +140,7 @@ def train(
         validation={name: Path(folder).resolve() for name, folder in (validation or {}).items()},
         steps_before=steps_before,
         steps_total=steps_total,
+        marks=dict(marks or {}),
     )
     job.work.mkdir(parents=True, exist_ok=True)
     job.out.mkdir(parents=True, exist_ok=True)
@@ -144,6 +148,9 @@ def train(
     with _following(metrics, progress), _own_interrupts(), _ray_train_settings():
         summary = _fit(job, cpus, env or {})
     shutil.copyfile(metrics, job.out / "metrics.jsonl")
+    for name in job.marks:
+        # Copied and not moved: a training that is killed here finds them again.
+        shutil.copytree(job.work / MARKED / name, job.out / MARKED / name, copy_function=link)
     _write(job.out / "train.json", json.dumps(summary, indent=1))
     return TrainResult(job.out / "model", job.out / "metrics.jsonl", summary, job.out / "state" if keep_state else None)
 
@@ -311,6 +318,14 @@ def _following(metrics: Path, progress: Progress | None) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def link(source: str, target: str) -> None:
+    """The file under another name if that can be; else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _write(path: Path, text: str) -> None:

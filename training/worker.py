@@ -40,6 +40,9 @@ T = TypeVar("T")
 PATIENCE = 10
 """Steps without a single trained token after which a run is given up."""
 
+MARKED = "marked"
+"""Folder, in `work`, of the models at the marks."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -61,6 +64,7 @@ class Job:
     init_state: Path | None = None
     keep_state: bool = False
     validation: Mapping[str, Path] = field(default_factory=dict)
+    marks: Mapping[str, int] = field(default_factory=dict)
     steps_before: int = 0
     steps_total: int | None = None
 
@@ -135,6 +139,7 @@ class _Run:
         self.start = int(found.get("step", 0))
         self.batches = self.open(job.plan, job.tokens)
         self.validation = {name: self.open(None, [path]) for name, path in sorted(job.validation.items())}
+        self.marks = {name: self.batches.steps_after(rows) for name, rows in job.marks.items()}
         self.total = job.steps_total or job.steps_before + self.batches.steps
         if resume and not checkpoint.is_native(resume, deepspeed_config.layout(self.execution, job.precision)):
             portable = job.work / "portable"
@@ -197,13 +202,13 @@ class _Run:
 
     def loop(self) -> None:
         """The steps, each with its line of metrics, and validation and checkpoints where they are due."""
-        config, steps = self.config, self.batches.steps
+        job, config, steps = self.job, self.config, self.batches.steps
         sources = self.batches.corpus.sources
         saved, trained = time.time(), 0
         waited = time.perf_counter()
         for step, micros in enumerate(ahead(self.batches.micros, self.start, steps), self.start):
             began = time.perf_counter()
-            rate = schedule.learning_rate(config, self.job.steps_before + step, self.total)
+            rate = schedule.learning_rate(config, job.steps_before + step, self.total)
             sums, spent = self.engine.update(step, micros, len(sources), rate)
             ended = time.perf_counter()
             line: dict[str, Any] = {
@@ -226,7 +231,7 @@ class _Run:
             if self.validation and (last or (config.validation_every and (step + 1) % config.validation_every == 0)):
                 line["validation"] = self.validate()
             self.write(line)
-            if not np.isfinite(sums.loss) and self.job.precision != "fp16":
+            if not np.isfinite(sums.loss) and job.precision != "fp16":
                 remedy = "lower the learning rate, or look at the rows of this step in the plan"
                 raise Agreed(CuveeError(f"the loss of step {step} is not finite", remedy=remedy))
             trained += line["tokens_trained"]
@@ -237,6 +242,9 @@ class _Run:
                         remedy="look at the weights with `cuvee mask`; max_len may cut the answers off",
                     )
                 )
+            # Before the checkpoint, so that a run that goes on after this step need not come back for them.
+            for name in (name for name, at in self.marks.items() if at == step + 1):
+                self.export(job.work / MARKED / name, step + 1)
             due = config.checkpoint_minutes is not None and sums.clock - saved > 60 * config.checkpoint_minutes
             if not last and (due or (config.checkpoint_every and (step + 1) % config.checkpoint_every == 0)):
                 self.save(step + 1)
@@ -275,10 +283,9 @@ class _Run:
     def finish(self) -> dict[str, Any]:
         """Export, clean up, and the summary."""
         job, batches = self.job, self.batches
-        weights = state_dict(self.engine.module)
         if job.keep_state:
             self.engine.save_state(job.out / "state", job.steps_before + batches.steps)
-        agree(partial(self.export, weights) if self.rank == 0 else lambda: None)
+        self.export(job.out / "model", batches.steps)
         if self.local_rank == 0:
             for folder in self.copies:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -302,7 +309,12 @@ class _Run:
             "validation": lines[-1].get("validation", {}),
         }
 
-    def export(self, weights: Mapping[str, Any]) -> None:
+    def export(self, folder: Path, after: int) -> None:
+        """The model as it is after so many steps, gathered from all ranks and written by the first."""
+        weights = state_dict(self.engine.module)
+        agree(partial(self.write_model, weights, folder, after) if self.rank == 0 else lambda: None)
+
+    def write_model(self, weights: Mapping[str, Any], folder: Path, after: int) -> None:
         job, batches = self.job, self.batches
         names = np.array(batches.corpus.sources)[batches.corpus.source[batches.order]]
         tokens = batches.lengths[batches.order]
@@ -310,8 +322,9 @@ class _Run:
             str(name): {"rows": int((names == name).sum()), "tokens": int(tokens[names == name].sum())}
             for name in np.unique(names)
         }
-        card = export.model_card({**job.card, "steps": batches.steps}, table, job.recipe)
-        export.export(job.model, weights, self.config, job.precision, job.out / "model", card)
+        facts = {**job.card, "steps": batches.steps, **({"taken after step": after} if after < batches.steps else {})}
+        card = export.model_card(facts, table, job.recipe)
+        export.export(job.model, weights, self.config, job.precision, folder, card)
 
 
 def _keep_lines(path: Path, steps: int) -> None:

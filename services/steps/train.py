@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from services.steps.model import model_folder
     draws=True,
 )
 def train(context: Context) -> dict[str, Any]:
-    """`model/`, `metrics.jsonl` (one object a step), `train.json`, and `state/` for a stage that continues."""
+    """`model/`, `metrics.jsonl` (one object a step), `train.json`, `state/` for a stage that continues, and
+    `marked/<epoch>/` for the epochs at whose end the model is measured."""
     from training.objective import Objective
     from training.sft import Execution, TrainConfig, steps_of
     from training.sft import train as fit
@@ -68,9 +70,28 @@ def train(context: Context) -> dict[str, Any]:
         progress=lambda line: context.progress(int(line["step"]), total),
         steps_before=sum(lengths[name] for name in before),
         steps_total=sum(lengths.values()) if lengths else None,
+        marks={str(number): rows_until(plan, number) for number in settings.get("epochs", [])},
         recipe=execution["recipe"],
     )
     return dict(result.summary)
+
+
+@step("epoch", "1")
+def epoch(context: Context) -> dict[str, Any]:
+    """`model/`: the model at the end of an epoch, out of a training that kept it."""
+    from training.sft import link
+
+    number = context.config["epoch"]
+    shutil.copytree(context.inputs["train"] / "marked" / str(number), context.out / "model", copy_function=link)
+    return {"epoch": number}
+
+
+def rows_until(plan: Path, epochs: int) -> int:
+    """Rows in the first `epochs` epochs of a stage's list."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    return int(pc.sum(pc.less(pq.read_table(plan, columns=["epoch"])["epoch"], epochs)).as_py())
 
 
 def count_rows(plan: Path) -> int:

@@ -16,7 +16,7 @@ from services.commands import looking
 from services.lineage import find_model, history, of_model, responds
 from services.row_lineage import is_row, of_row
 from services.store import Store
-from tests.services.world import CHOSEN, MATH, QA, World
+from tests.services.world import CHOSEN, MATH, QA, World, listed
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,19 @@ def test_a_model_that_started_from_one_that_saw_it(store: Store) -> None:
     (step,) = found["steps"]
     number = MATH["id"].to_pylist().index(CHOSEN[1])
     assert (step["label"], step["what"], step["figures"]) == ("math · select", "selected", {"quality": float(number)})
+
+
+def test_a_model_inside_a_stage_saw_its_epochs_alone(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    plan = world.add("compose-c1", "late · list", {"tokens.math": "render-a4"},
+                       late=listed("late", [[(CHOSEN[0], 0)], [(CHOSEN[1], 0)]], "math"))  # fmt: skip
+    world.add("train-t1", "late · train", {"init": "model-b1", "plan": plan, "tokens.math": "render-a4"})
+    world.add("epoch-e1", "late@1 · model", {"train": "train-t1"}, info={"epoch": 1})
+    found = of_model(world.store, "epoch-e1", tmp_path / "rows.parquet")
+    assert [(s["train"], s["exposures"]) for s in found["stages"]] == [("train-t1", 1)]
+    assert pq.read_table(tmp_path / "rows.parquet")["id"].to_pylist() == [CHOSEN[0]]
+    saw = [{m["model"] for m in of_row(world.store, row)["models"]} & {"train-t1", "epoch-e1"} for row in CHOSEN[:2]]
+    assert saw == [{"train-t1", "epoch-e1"}, {"train-t1"}]
 
 
 def test_a_row_that_was_not_chosen(store: Store) -> None:

@@ -147,6 +147,22 @@ def test_the_last_round_is_trained_only_where_it_is_measured(text: str, tmp_path
     assert grade.config["embed"]["encoder"] == "builtin:all-minilm-l6-v2"
 
 
+def test_epochs_that_are_measured_are_models_of_one_training(text: str, tmp_path: Path) -> None:
+    text = text.replace("epochs: 1", "epochs: 2.5")
+    plain = planned(text, tmp_path).arms[0]
+    arm = planned(text.replace("at: [base, special, general]", "at: [base, 'special@*', general]"), tmp_path).arms[0]
+    assert list(arm.points) == ["base", "special@1", "special@2", "special@3", "general"]
+    train = arm.stages["special"].train
+    assert [arm.points[f"special@{n}"].step for n in (1, 2, 3)] == ["epoch", "epoch", "train"]
+    assert arm.points["special@1"].inputs["train"] == arm.points["special@3"] == train
+    assert train.config["epochs"] == [1, 2]
+    # What nobody asks for changes no key: a stage's end is its last epoch's.
+    assert plain.stages["special"].train.key != train.key
+    last = planned(text.replace("at: [base, special, general]", "at: [base, 'special@3', general]"), tmp_path).arms[0]
+    assert last.stages["special"].train.key == plain.stages["special"].train.key
+    assert last.stages["general"].train.key == plain.stages["general"].train.key
+
+
 def test_figures_say_how_sure_they_are(text: str, tmp_path: Path) -> None:
     plan = planned(text, tmp_path)
     store = Store(str(tmp_path / "store"))

@@ -110,6 +110,7 @@ def test_overrides_come_after_profiles(tmp_path: Path) -> None:
         ("- sample: 1/2", "- score: {q: {deita: {model: tiny}}}", 9, 'unknown model "tiny"'),
         ("at: [base, special, final]", "at: [spcial]", 20, 'unknown stage "spcial" .did you mean "special"'),
         ("at: [base, special, final]", "at: [special@one]", 20, "number of an epoch"),
+        ("at: [base, special, final]", "at: [final@3]", 20, "general has 2 epochs, and no final@3"),
         ("  general:", "  special:", 14, '"special" is written twice, first on line 12'),
         ("  general:", "  final:", 14, '"final" has a meaning of its own'),
         ("chat: builtin:squad", "chat: [math, chat]", 10, "chat is made from itself"),

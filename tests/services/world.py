@@ -58,7 +58,9 @@ class World:
         self.nodes: dict[str, Any] = {}
         self.made()
 
-    def add(self, key: str, label: str, inputs: Mapping[str, str], **files: Any) -> str:
+    def add(
+        self, key: str, label: str, inputs: Mapping[str, str], *, info: Mapping[str, Any] | None = None, **files: Any
+    ) -> str:
         """Publish an artifact of tables (folders of rows, else one Parquet file) and JSON files."""
         lease = self.store.acquire(key)
         assert lease is not None
@@ -70,7 +72,7 @@ class World:
                 pq.write_table(content, folder / f"{name}.parquet")
             else:
                 (folder / f"{name}.json").write_text(json.dumps(content))
-        self.store.publish(lease, folder, info={"model": "tiny"}, inputs=inputs, seconds=1.0)
+        self.store.publish(lease, folder, info={"model": "tiny", **(info or {})}, inputs=inputs, seconds=1.0)
         lease.release()
         self.nodes[key] = {"step": key.split("-")[0], "label": label, "inputs": dict(inputs), "seed": None}
         return key

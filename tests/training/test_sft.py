@@ -15,6 +15,8 @@ from tests.training.plain import Data, plain_loss, weights_of, write_tokens
 from training.settings import Lora
 from training.sft import TrainResult
 
+MARK = 77
+"""Rows of the plan after which a model is kept: inside the tenth batch of eight."""
 GOLDEN = Path(__file__).parent / "golden_loss.txt"
 
 
@@ -30,6 +32,7 @@ def straight(fit: Fit, data: Data, tmp_path_factory: pytest.TempPathFactory) -> 
         keep_state=True,
         progress=lambda line: seen.append(line["step"]),
         recipe="version: 1",
+        marks={"early": MARK},
     )
     assert seen == list(range(STEPS))
     return result, folder / "work"
@@ -78,12 +81,24 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits(
 ) -> None:
     first, work = straight
     shutil.copytree(work, tmp_path / "work")
-    resumed = fit(work=tmp_path / "work", validation={})
+    resumed = fit(work=tmp_path / "work", validation={}, marks={"early": MARK})
     assert resumed.summary["resumed_at"] == 14
     assert losses_of(resumed) == losses_of(first)
     one, two = weights_of(first.model), weights_of(resumed.model)
     assert one.keys() == two.keys()
     assert all((one[name] == two[name]).all() for name in one)
+    # The mark lies before the checkpoint: its model is the one that the first run wrote.
+    early = [weights_of(result.model.parent / "marked" / "early") for result in (first, resumed)]
+    assert all((early[0][name] == early[1][name]).all() for name in early[0])
+
+
+def test_the_model_at_a_mark_is_the_one_that_trained_on(straight: tuple[TrainResult, Path], data: Data) -> None:
+    """Its loss on the next batch is the loss that the run then had."""
+    result, _ = straight
+    model = result.model.parent / "marked" / "early"
+    following = [data.rows[i] for i in data.order[80:88]]
+    assert plain_loss(model, following) == pytest.approx(losses_of(result)[10], abs=1e-5)
+    assert "| taken after step | 10 |" in (model / "README.md").read_text()
 
 
 def test_packed_and_accumulated_on_two_workers_at_zero_3(fit: Fit, expected: Expected) -> None:
