@@ -2,9 +2,9 @@
 
     python benchmarks/dedup.py
 
-Texts are docstrings of the standard library, repeated with a number so that they stay different, and 2,000 of them again
-with one word replaced. All cut texts into the same word 5-grams with 128 permutations and 16 bands, threshold 0.8; the
-cutting is in every time. `found`: planted pairs that were found.
+Texts are docstrings of the standard library, their blocks of words in other orders so that they stay different, and
+2,000 of them again with one word replaced. All cut texts into the same word 5-grams with 128 permutations and 16 bands,
+threshold 0.8; the cutting is in every time. `found`: planted pairs that were found.
 """
 
 from __future__ import annotations
