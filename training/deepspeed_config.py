@@ -59,8 +59,7 @@ def settings(config: TrainConfig, execution: Execution, precision: Precision) ->
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
-    if stage:
-        out["gradient_clipping"] = config.clip or 0.0
+    out["gradient_clipping"] = config.clip or 0.0
     if precision == "bf16":
         out["bf16"] = {"enabled": True}
     elif precision == "fp16":
@@ -71,7 +70,11 @@ def settings(config: TrainConfig, execution: Execution, precision: Precision) ->
     if execution.offload == "parameters":
         zero["offload_param"] = {"device": "cpu", "pin_memory": execution.use_gpu}
     _refuse_conflicts(execution.deepspeed or {}, out)
-    return _merged(out, execution.deepspeed or {})
+    made = _merged(out, execution.deepspeed or {})
+    if stage == 0:
+        # There DeepSpeed clips before the norm can be seen (and at 1.0 unless told otherwise): the engine does it.
+        made["gradient_clipping"] = 0.0
+    return made
 
 
 def _refuse_conflicts(raw: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -199,7 +199,7 @@ class Engine:
         return Sums(loss, int(tokens), weighted, weight, trained, clock)
 
     def _clip(self, *_: Any) -> None:
-        """At stage 0 in fp32 DeepSpeed clips and forgets the norm; at this point the gradients are reduced."""
+        """At stage 0 in fp32 DeepSpeed would clip and forget the norm; at this point the gradients are reduced."""
         import torch
 
         limit = self.config.clip or float("inf")

@@ -12,7 +12,7 @@ from services.steps.model import model_folder
 
 @step(
     "train",
-    "1",
+    "2",
     "training.sft",
     "training.settings",
     "training.worker",

@@ -118,6 +118,21 @@ def plain_loop(
     return losses, {name: p.detach().clone() for name, p in net.named_parameters()}
 
 
+def plain_norm(model: Path, rows: list[dict[str, Any]]) -> float:
+    """The norm of the gradient of the loss over all answer tokens of these rows."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").train()
+    trained = sum(int((row["roles"][1:] == ASSISTANT).sum()) for row in rows)
+    for row in rows:
+        ids = torch.tensor(row["ids"], dtype=torch.long)
+        logits = net(input_ids=ids[None]).logits[0, :-1]
+        each = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+        (each[torch.tensor(row["roles"][1:] == ASSISTANT)].sum() / trained).backward()
+    return math.sqrt(sum(float((p.grad.double() ** 2).sum()) for p in net.parameters() if p.grad is not None))
+
+
 def weights_of(folder: Path) -> dict[str, Any]:
     """The tensors of an exported model."""
     from safetensors.torch import load_file

@@ -18,6 +18,10 @@ def test_stages_and_offload() -> None:
     assert made["gradient_clipping"] == 0.5
 
 
+def test_the_engine_clips_at_stage_0() -> None:
+    assert settings(CONFIG, Execution(zero=0, deepspeed={"gradient_clipping": 0.5}), "fp32")["gradient_clipping"] == 0.0
+
+
 def test_half_precision_keeps_master_weights() -> None:
     assert stage_of(Execution(zero=0), "bf16") == 1
     assert stage_of(Execution(zero=0), "fp32") == 0

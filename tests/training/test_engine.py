@@ -12,7 +12,7 @@ import pytest
 
 from cuvee.errors import UserError
 from tests.training.conftest import CONFIG, SHARD_ALL, STEPS, Expected
-from tests.training.plain import Data
+from tests.training.plain import Data, plain_norm
 from training import checkpoint, schedule
 from training.batches import Batches
 from training.corpus import Corpus, build, open_corpus
@@ -118,6 +118,28 @@ def test_losses_and_weights_are_those_of_a_plain_loop(
     found = trainer.weights()
     for name, tensor in expected[1].items():
         np.testing.assert_allclose(found[name], tensor, rtol=0, atol=4e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("zero", ["0", "2"])
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_gradients_are_cut_to_the_asked_norm_and_the_norm_before_is_told(
+    make: Make, tiny_model: Path, data: Data, zero: str, clip: float | None
+) -> None:
+    norm = plain_norm(tiny_model, [data.rows[i] for i in data.order[:8]])
+    assert norm > 0.05
+    trainer = make({"clip": clip, "weight_decay": 0.0}, LAYOUTS[zero])
+    used: list[float] = []
+    optimiser = getattr(trainer.engine.engine.optimizer, "optimizer", trainer.engine.engine.optimizer)
+
+    def look(*_: Any) -> None:
+        grads = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+        used.append(float(sum((g.double() ** 2).sum() for g in grads)) ** 0.5)
+
+    optimiser.register_step_pre_hook(look)
+    trainer.run(0, 1)
+    np.testing.assert_allclose(trainer.engine.norm, norm, rtol=1e-4)
+    # Sharded, DeepSpeed steps each group of parameters by itself.
+    np.testing.assert_allclose(np.linalg.norm(used), norm if clip is None else clip, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
