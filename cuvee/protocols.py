@@ -115,6 +115,17 @@ class Score(Protocol):
     def __call__(self, requests: Iterable[ScoreRequest]) -> Iterator[Scored]: ...
 
 
+class Grade(Protocol):
+    """A judge or a reward model: how good each answer is, higher is better, None where it did not decide.
+
+    `asked`: (name, conversation, answer); the answer stands for the conversation's last assistant turn.
+    """
+
+    def __call__(
+        self, kind: str, asked: Sequence[tuple[str, tuple[Message, ...], str]], rubric: str
+    ) -> Mapping[str, float | None]: ...
+
+
 class Label(StrEnum):
     """A judge's word. `unsure` covers every failure to decide and is never accepted as equivalent."""
 

@@ -11,8 +11,8 @@ handed in, and none is trusted to be a measure of worth:
 - `ifd`: instruction-following difficulty (arXiv 2308.12032), the loss of the answer with its instruction over the loss
   without. Both are asked in the chat format, the second with an empty prompt, so that both are over the same tokens.
 - `quality`, `complexity`, `deita` (their product): grades of 1 to 6 by an instruct model, see `grading`.
-
-Judges and reward models are in the evaluation; their columns are used like any other.
+- `judge`, `reward`: the grade of a judging model (1 to 10, by its own or a given rubric), the score of a reward model.
+  Both are the evaluation's, and are handed in.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from pydantic import Field, field_validator, model_validator
 from cuvee import rows
 from cuvee.config import Config
 from cuvee.errors import DataError, UserError
-from cuvee.protocols import Generate, Message, Score, Scored, ScoreRequest
+from cuvee.protocols import Generate, Grade, Message, Score, Scored, ScoreRequest
 from cuvee.registry import Registry
 from selection import grading
 from selection.text import answers
 from selection.vectors import CHUNK, Vectors
 
-Need = Literal["score", "generate", "vectors.instruction", "vectors.response"]
+Need = Literal["score", "generate", "grade", "vectors.instruction", "vectors.response"]
 Reals = npt.NDArray[np.float64]
 Progress = Callable[[int, int | None], object]
 
@@ -49,6 +49,7 @@ class Tools:
 
     score: Score | None = None
     generate: Generate | None = None
+    grade: Grade | None = None
     vectors: Mapping[str, Vectors] | None = None
     progress: Progress | None = None
 
@@ -71,6 +72,8 @@ class Scorer:
 
 
 SCORERS: Registry[Scorer] = Registry("scorer")
+ASKING: frozenset[Need] = frozenset({"score", "generate", "grade"})
+"""Needs that a model meets."""
 
 
 class Spec(Config):
@@ -79,6 +82,9 @@ class Spec(Config):
     scorer: str
     model: str | None = Field(default=None, description="a name in `models`; default: the model of the recipe")
     column: str | None = Field(default=None, description="column: the column, or a key of `meta`")
+    rubric: str = Field(
+        default="", description="judge: what a good answer is; default: right, helpful, relevant, clear"
+    )
     turns: Literal["sum", "mean", "last"] = Field(default="sum", description="deita: over the turns of a chat")
 
     @model_validator(mode="before")
@@ -100,6 +106,12 @@ class Spec(Config):
         except UserError as error:
             raise ValueError(str(error)) from error
         return value
+
+    @model_validator(mode="after")
+    def _named(self) -> Spec:
+        if self.scorer == "reward" and not self.model:
+            raise ValueError("reward names no reward model: write {reward: {model: <name>}}")
+        return self
 
 
 class ScoreConfig(Config):
@@ -133,7 +145,7 @@ class ScoreConfig(Config):
 
     def model_name(self, default: str | None = None) -> str | None:
         """The one model that is asked; None when no scorer asks one. Raises UserError for two."""
-        asking = [spec for spec in self.scorers.values() if {"score", "generate"} & SCORERS[spec.scorer].needs]
+        asking = [spec for spec in self.scorers.values() if ASKING & SCORERS[spec.scorer].needs]
         names = {spec.model or default for spec in asking}
         if len(names) > 1:
             raise UserError(
@@ -149,6 +161,7 @@ def add_scores(
     *,
     score: Score | None = None,
     generate: Generate | None = None,
+    grade: Grade | None = None,
     vectors: Mapping[str, Vectors] | None = None,
     progress: Progress | None = None,
 ) -> pa.Table:
@@ -157,7 +170,7 @@ def add_scores(
     Rows without a score have the reason in `unscored.<name>`, a column that is there only when it is needed. Raises
     UserError when a model or vectors are needed and not given.
     """
-    tools = Tools(score, generate, vectors, progress)
+    tools = Tools(score, generate, grade, vectors, progress)
     for name, spec in config.scorers.items():
         values, faults = SCORERS[spec.scorer].run(table, spec, tools)
         column = pa.array(values, pa.float64(), mask=~np.isfinite(values))
@@ -311,6 +324,19 @@ def _deita(table: pa.Table, spec: Spec, tools: Tools) -> Values:
         if name not in failed:
             values[place[name]] = grading.combine(found, len(kinds), mean=spec.turns == "mean")
     return values, faults
+
+
+@scorer("judge", "grade")
+@scorer("reward", "grade")
+def _graded(table: pa.Table, spec: Spec, tools: Tools) -> Values:
+    if tools.grade is None:
+        raise UserError(f"the score {spec.scorer} needs a model", remedy=f"write {{{spec.scorer}: {{model: <name>}}}}")
+    place = _places(table)
+    asked = [(name, record["messages"], rows.answer_of(record["messages"])) for name, record in _named(table)]
+    values = np.full(table.num_rows, np.nan)
+    for name, grade in tools.grade(spec.scorer, asked, spec.rubric).items():
+        values[place[name]] = np.nan if grade is None else grade
+    return values, {int(at): f"the {spec.scorer} gave no grade" for at in np.flatnonzero(~np.isfinite(values))}
 
 
 def _named(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:

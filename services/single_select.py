@@ -147,9 +147,9 @@ def scorer_of(quality: str, sources: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _models_for(scorer: str, own: Mapping[str, Any] | None) -> dict[str, Any]:
-    from selection.quality import SCORERS
+    from selection.quality import ASKING, SCORERS
 
-    asks = {"score", "generate"} & SCORERS[scorer].needs
+    asks = ASKING & SCORERS[scorer].needs
     return require(own, ("models",), f"--quality {scorer}") if asks else {}
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cuvee import rows
-from cuvee.errors import UserError
-from cuvee.protocols import Decoding, Request, ScoreRequest
+from cuvee.protocols import Decoding, Request
 from cuvee.rng import stream_seed
 from services.steps.base import Context, step
 from services.steps.data import clustered, finish, taken
+from services.steps.grades import grade
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,6 +79,7 @@ def iterate_answer(context: Context) -> dict[str, Any]:
 @step(
     "iterate_grade",
     "1",
+    "services.steps.grades",
     "selection.iterative",
     "selection.quality",
     "selection.embedding",
@@ -97,7 +98,8 @@ def iterate_grade(context: Context) -> dict[str, Any]:
     answers = pq.read_table(context.inputs["answers"] / "answers.parquet").to_pylist()
     asked = [(f"{a['id']}:{a['draw']}", a["id"], a["answer"]) for a in answers if a["finish"] != "failed"]
     asked += [(f"{key}:gold", key, rows.answer_of(record["messages"])) for key, record in records.items()]
-    scores = grade(context, [(name, records[key]["messages"], text) for name, key, text in asked])
+    talks = [(name, records[key]["messages"], text) for name, key, text in asked]
+    scores = grade(context, context.config["scorer"], talks, model="grader")
     gold = pa.table({"id": list(records), "score": [scores[f"{key}:gold"] for key in records]})
     generated = [(key, scores[name]) for name, key, _ in asked if not name.endswith(":gold")]
     made = pa.table(
@@ -108,62 +110,6 @@ def iterate_grade(context: Context) -> dict[str, Any]:
     )
     pq.write_table(differences(gold, made), context.out / "differences.parquet", compression="zstd")
     return {"rows": len(generated), "unscored": sum(score is None for score in scores.values())}
-
-
-def grade(context: Context, asked: list[tuple[str, Any, str]]) -> dict[str, float | None]:
-    """Scores by name of (name, conversation, answer): log perplexity, cosine, a judge's grade, or a reward."""
-    kind = context.config["scorer"]
-    if kind == "cosine":
-        return relevance(context, asked)
-    if kind == "perplexity":
-        requests = [ScoreRequest(n, messages=rows.with_answer(m, text), last_only=True) for n, m, text in asked]
-        found: dict[str, float | None] = {}
-        score = context.runtime.engine_for(context, "grader").score
-        if score is None:
-            raise UserError("perplexity needs log-probabilities, which an endpoint does not give")
-        for scored in score(requests):
-            known = not scored.error and scored.tokens > 0
-            found[scored.id] = -scored.logprob / scored.tokens if known else None
-            context.progress(len(found), len(requests))
-        return found
-    if kind == "judge":
-        from evaluation.tasks.rating import grade as rate
-
-        engine = context.runtime.engine_for(context, "grader")
-        cases = [
-            (name, "\n\n".join(m["content"] for m in rows.prompt_of(talk)), text, "") for name, talk, text in asked
-        ]
-        return {name: rated.score for name, rated in rate(engine.generate, cases).items()}
-    reward = context.runtime.reward_for(context, "grader")
-    values = reward([("\n\n".join(m["content"] for m in rows.prompt_of(talk)), text) for _, talk, text in asked])
-    return {name: value for (name, _, _), value in zip(asked, values, strict=True)}
-
-
-def relevance(context: Context, asked: list[tuple[str, Any, str]]) -> dict[str, float | None]:
-    """Cosine of instruction and answer under the step's encoder, by name."""
-    import pyarrow as pa
-
-    from selection.embedding import EmbedConfig, embed
-    from selection.quality import cosine
-    from selection.vectors import Vectors
-    from services.steps.model import model_folder
-
-    talks = [[{**m, "weight": None} for m in rows.with_answer(messages, text)] for _, messages, text in asked]
-    table = pa.table({"id": [name for name, _, _ in asked], "messages": pa.array(talks, rows.MESSAGES)})
-    sides = []
-    for part in ("instruction", "response"):
-        config = EmbedConfig.model_validate({**context.config["embed"], "text": part})
-        folder = context.work / part
-        embed(
-            table,
-            model_folder(context.inputs["grader"]),
-            config,
-            out=folder,
-            resources=context.runtime.embedding_resources(),
-            progress=context.progress,
-        )
-        sides.append(Vectors.open(folder))
-    return dict(zip(table["id"].to_pylist(), cosine(table["id"], *sides).tolist(), strict=True))
 
 
 @step("iterate_update", "1", *SCIENCE)

@@ -9,6 +9,7 @@ from cuvee import rows
 from cuvee.rng import stream
 from services.steps.base import Context, step
 from services.steps.data import clustered, finish, taken, write_removed
+from services.steps.grades import grade
 
 
 @step("embed", "2", "selection.embedding", "selection.vectors", "selection.text")
@@ -116,13 +117,14 @@ def select(context: Context) -> dict[str, Any]:
     return finish(context, kept, pool=table.num_rows, method=context.config["method"])
 
 
-@step("score", "1", "selection.quality", kind="engine")
+@step("score", "1", "selection.quality", "services.steps.grades", "evaluation.tasks.rating", kind="engine")
 def score(context: Context) -> dict[str, Any]:
     """The table with one more column `score.<name>` a scorer."""
     from selection.quality import ScoreConfig, add_scores
     from selection.vectors import Vectors
 
-    engine = context.runtime.engine_for(context, "model") if "model" in context.inputs else None
+    config = ScoreConfig.model_validate(context.config["scorers"])
+    engine = context.runtime.engine_for(context, "model") if {"score", "generate"} & config.needs() else None
     vectors = {
         name.removeprefix("vectors."): Vectors.open(folder / "vectors")
         for name, folder in context.inputs.items()
@@ -130,9 +132,10 @@ def score(context: Context) -> dict[str, Any]:
     }
     table = add_scores(
         rows.read(context.inputs["rows"] / "rows"),
-        ScoreConfig.model_validate(context.config["scorers"]),
+        config,
         generate=engine.generate if engine else None,
         score=engine.score if engine else None,
+        grade=lambda kind, asked, rubric: grade(context, kind, asked, model="model", rubric=rubric),
         vectors=vectors,
         progress=context.progress,
     )

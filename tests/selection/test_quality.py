@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from pydantic import ValidationError
 
 from cuvee import rows
 from cuvee.errors import DataError, UserError
@@ -181,3 +182,26 @@ def test_progress_counts_to_the_total() -> None:
     config = ScoreConfig.parse("deita")
     add_scores(table, config, generate=FakeGenerate(), progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 6) for i in range(1, 7)]
+
+
+def test_judges_and_reward_models_grade_gold_answers() -> None:
+    table = table_of(chat("a", "one"), chat("b", "three"), chat("c", "eleven"))
+    seen: list[tuple[str, str, int]] = []
+
+    def grade(kind: str, asked: Any, rubric: str) -> dict[str, float | None]:
+        seen.append((kind, rubric, len(asked)))
+        return {name: None if text == rows.answer_of(asked[0][1]) else float(len(text)) for name, _, text in asked}
+
+    config = ScoreConfig.parse({"j": {"judge": {"rubric": "Is it short?"}}, "r": {"reward": {"model": "rm"}}})
+    with pytest.raises(UserError, match="2 models"):
+        config.model_name("m")
+    scored = add_scores(table, config, grade=grade)
+    assert seen == [("judge", "Is it short?", table.num_rows), ("reward", "", table.num_rows)]
+    answers = [rows.answer_of(m) for m in table["messages"].to_pylist()]
+    wanted = [None if text == answers[0] else float(len(text)) for text in answers]
+    assert scored["score.j"].to_pylist() == scored["score.r"].to_pylist() == wanted
+    assert scored["unscored.j"].to_pylist() == [None if w is not None else "the judge gave no grade" for w in wanted]
+    with pytest.raises(UserError, match="needs a model"):
+        add_scores(table, ScoreConfig.parse("judge"))
+    with pytest.raises(ValidationError, match="names no reward model"):
+        ScoreConfig.parse({"r": "reward"})
