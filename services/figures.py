@@ -130,6 +130,8 @@ def _one_target(node: Node) -> bool:
 
 def figures(plan: Plan, store: Store) -> dict[str, Any]:
     """Everything that `cuvee plan` shows."""
+    from services.costs import costs
+
     known = Figures(store)
     nodes = ordered(plan.targets)
     alone = sum(len(ordered(arm.targets)) for arm in plan.arms)
@@ -147,6 +149,7 @@ def figures(plan: Plan, store: Store) -> dict[str, Any]:
         "sharing": {"steps": len(nodes), "steps without sharing": alone, "reasons": _reasons(plan)},
         "objective": _objective(plan, known),
         "power": _power(plan),
+        "api": costs(plan.targets, known),
     }
 
 
@@ -352,6 +355,8 @@ def show(found: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from services.costs import lines as cost_lines
+
     console = Console(highlight=False)
     arms = f", {len(found['arms'])} arms" if len(found["arms"]) > 1 else ""
     console.print(f"[bold]{found['recipe']}[/]  {found['hash'][:12]}{arms}  store {found['store']}")
@@ -394,6 +399,8 @@ def show(found: Mapping[str, Any]) -> None:
             console.print(f"[yellow]warning[/] {entry['stage']} · {entry['table']}: {warning}")
     for power in found["power"]:
         console.print(f"{power['task']}: {power['items']} items show differences from {power['detectable']:.2f} on")
+    for text in cost_lines(found["api"]):
+        console.print(text, markup=False)
 
 
 def _training_line(training: Mapping[str, Any]) -> str:
