@@ -160,7 +160,9 @@ def _whereabouts(actor: Any) -> tuple[str, Process | None]:
     except GetTimeoutError:
         pass  # It starts, works without pause, or hangs.
     try:
-        state = get_actor(actor._actor_id.hex(), timeout=10)
+        # Without an address Ray looks for any instance on the machine, and fails where it finds two.
+        address = ray.get_runtime_context().gcs_address
+        state = get_actor(actor._actor_id.hex(), address=address, timeout=10)
     except RayStateApiException:
         return "", None
     if state is None or not state.pid or not state.node_id:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 
 from cuvee.errors import Unavailable
 from cuvee.protocols import Decoding, Request
-from services import inference
+from services import actors, inference
 from services.engine import EngineOptions, Pulse
 from services.inference import Engine, engine
 
@@ -118,3 +121,34 @@ def test_a_stream_is_not_read_ahead_of_its_window(flaky: Engine) -> None:
     next(answers)
     assert taken <= 2 * 2 * 16 + inference.CHUNK
     answers.close()
+
+
+OTHER_RAY = "import ray, sys; ray.init(address='local', num_cpus=0); print('up', flush=True); sys.stdin.read()"
+
+
+@pytest.mark.kill
+def test_a_hanging_actor_is_found_although_another_ray_runs_on_the_machine() -> None:
+    import ray
+
+    class Hanging:
+        def pid(self) -> int:
+            return os.getpid()
+
+        def ready(self) -> None:
+            time.sleep(600)
+
+    actor = ray.remote(Hanging).options(num_cpus=0.1).remote()
+    pid = ray.get(actor.pid.remote())
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER_RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert "up" in other.stdout.readline()
+        node, process = actors._whereabouts(actor)
+        assert node == ray.get_runtime_context().get_node_id()
+        assert process is not None
+        assert process.pid == pid
+    finally:
+        other.communicate()
+        ray.kill(actor)
