@@ -234,6 +234,8 @@ def verdict(contrast: Contrast, record: Mapping[str, Any]) -> str:
 
 def collect(plan: Plan, store: Store) -> dict[str, Any]:
     """Everything that a report and `--json` say of a run's results."""
+    from services.contamination import contamination
+
     try:
         declared = contrasts(plan, store)
     except UserError as error:
@@ -242,6 +244,7 @@ def collect(plan: Plan, store: Store) -> dict[str, Any]:
         "scores": [score.__dict__ for score in scores(plan, store)],
         "changes": [change for arm in plan.arms for change in changes(arm, store)],
         "retention": [drop for arm in plan.arms for drop in retention(arm, store)],
+        "contamination": [record for arm in plan.arms for record in contamination(arm, store)],
         "contrasts": declared,
     }
 

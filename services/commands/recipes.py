@@ -182,6 +182,13 @@ def show_results(terminal: Any, found: dict[str, Any]) -> None:
             f"({drop['low']:+.3f} to {drop['high']:+.3f})",
             markup=False,
         )
+    for record in found["contamination"]:
+        without = _number(record["without"])
+        terminal.out.print(
+            f"found in the data ({record['arm']}, {record['point']}): {record['found']} of {record['n']} items of "
+            f"{record['task']}; without them {without} instead of {_number(record['score'])}",
+            markup=False,
+        )
     for contrast in found["contrasts"]:
         figures = f": {contrast['mean']:+.4f}, p = {contrast['p']:.3f}" if "mean" in contrast else ""
         terminal.out.print(f"contrast {contrast['name']}{figures}: {contrast['verdict']}", markup=False)

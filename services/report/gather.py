@@ -20,7 +20,9 @@ from services.report.sweep import sweep
 from services.report.verdict import standing, verdict
 from services.store import Store
 
-NOTHING: Mapping[str, list[Any]] = {"scores": [], "changes": [], "retention": [], "contrasts": []}
+NOTHING: Mapping[str, list[Any]] = {
+    name: [] for name in ("scores", "changes", "retention", "contamination", "contrasts")
+}
 
 
 def gather(store: Store, run: str) -> dict[str, Any]:

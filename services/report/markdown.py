@@ -24,6 +24,7 @@ def markdown(view: Mapping[str, Any]) -> str:
     parts += table("Scores", "arm, model, task, metric, score, 95% interval, items", _scores(results))
     parts += table("Changes from base", "arm, model, task, change, 95% interval, p (Holm), verdict", _changes(results))
     parts += table("Retention", "arm, model, mean drop, 95% interval", _retention(results))
+    parts += table("Contamination", "arm, model, task, found, of items, score, without them", _contamination(results))
     parts += table("Declared contrasts", "contrast, a minus b, 95% interval, p (Holm), verdict", _contrasts(results))
     if paper := view["published"]:
         lines_ = [[r["arm"], r["metric"], number(r["paper"]), number(r["ours"])] for r in paper["rows"]]
@@ -55,6 +56,13 @@ def _changes(results: Mapping[str, Any]) -> Cells:
 def _retention(results: Mapping[str, Any]) -> Cells:
     return [
         [d["arm"], d["point"], signed(d["drop"]), signed_between(d["low"], d["high"])] for d in results["retention"]
+    ]
+
+
+def _contamination(results: Mapping[str, Any]) -> Cells:
+    return [
+        [c["arm"], c["point"], c["task"], *(number(c[name]) for name in ("found", "n", "score", "without"))]
+        for c in results["contamination"]
     ]
 
 

@@ -143,30 +143,41 @@ def bounds(context: Context) -> dict[str, Any]:
     return finish(context, kept, removed)
 
 
-@step("decontaminate", "1", "selection.decontaminate", "selection.hygiene")
+@step("decontaminate", "2", "selection.decontaminate", "selection.hygiene")
 def decontaminate(context: Context) -> dict[str, Any]:
-    """Rows that share spans with the named tables or tasks, removed and kept with the span that matched."""
+    """Rows that share spans with the named tables or tasks, removed and kept with the span that matched.
+
+    `found.json` names the items of each task that were found.
+    """
     from selection.decontaminate import DecontaminateConfig
     from selection.decontaminate import decontaminate as clean
 
     config = DecontaminateConfig.model_validate(context.config["options"])
     against = {name: _texts(name, context) for name in context.config["against"]}
     table = rows.read(context.inputs["rows"] / "rows")
-    kept, flagged = clean(table, against, config)
+    kept, flagged = clean(table, {name: list(texts.values()) for name, texts in against.items()}, config)
+    ids = {name: list(texts) for name, texts in against.items()}
+    found: dict[str, set[str]] = {}
+    for hit in flagged.to_pylist():
+        found.setdefault(hit["against"], set()).add(ids[hit["against"]][hit["item"]])
+    (context.out / "found.json").write_text(json.dumps({name: sorted(hits) for name, hits in found.items()}))
     info = finish(context, kept, flagged)
     # A row may be flagged by several names, or only be reported.
     return {**info, "removed": table.num_rows - kept.num_rows, "flagged": flagged.num_rows}
 
 
-def _texts(name: str, context: Context) -> list[str]:
-    """The texts of something that must not be trained on: another table of the recipe, or a task's items."""
+def _texts(name: str, context: Context) -> dict[str, str]:
+    """Texts by id of something that must not be trained on: another table of the recipe, or a task's items."""
     if f"against.{name}" in context.inputs:
-        table = rows.read(context.inputs[f"against.{name}"] / "rows", ["messages"])
-        return [" ".join(m["content"] for m in record["messages"]) for record in rows.records(table)]
+        table = rows.read(context.inputs[f"against.{name}"] / "rows", ["id", "target", "messages"])
+        return {
+            f"{record['id']}#{record['target']}": " ".join(m["content"] for m in record["messages"])
+            for record in rows.records(table)
+        }
     from evaluation import tasks
 
     items = tasks.get(name).items(tasks.EvalOptions())
-    return [" ".join((item.question, item.answer, *item.references, *item.contexts[:1])) for item in items]
+    return {item.id: " ".join((item.question, item.answer, *item.references, *item.contexts[:1])) for item in items}
 
 
 @step("tag", "1", "selection.tagging", "selection.hygiene")
