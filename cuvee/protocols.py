@@ -81,7 +81,8 @@ class Generate(Protocol):
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """A text whose log-probability is asked: the assistant turns of `messages`, or `continuation` after `context`."""
+    """A text whose log-probability is asked: the assistant turns of `messages`, `continuation` after `context`, or
+    every token of `ids` but the first."""
 
     id: str
     messages: tuple[Message, ...] = ()
@@ -90,6 +91,7 @@ class ScoreRequest:
     draw: int = 0
     last_only: bool = False
     """With messages: only the last assistant turn."""
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class Scored:
     greedy: bool = False
     truncated: bool = False
     error: str = ""
+    each: tuple[float, ...] = ()
+    """With ids: the log-probability of each scored token, in order."""
 
 
 class Score(Protocol):

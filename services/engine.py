@@ -343,10 +343,13 @@ class EngineActor:
             len(tokens),
             greedy=all(token.rank == 1 for token in tokens),
             truncated=truncated,
+            each=tuple(token.logprob for token in tokens) if request.ids else (),
         )
 
     def _scored_tokens(self, request: ScoreRequest, room: int) -> tuple[list[int], list[int], bool]:
         """Ids, the positions whose log-probability is asked, and whether anything was cut off."""
+        if request.ids:
+            return list(request.ids[:room]), list(range(1, min(len(request.ids), room))), len(request.ids) > room
         if request.messages:
             rendered = self.chat.render(request.messages)
             ids = [int(i) for i in rendered.ids]

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,8 @@ from services.store import Store
 
 CHARACTERS_PER_TOKEN = 3.6
 """Of English and code under the usual tokenizers; used until a table has been rendered."""
+TOKENS_PER_TURN = 6
+"""Of the header and the end that a chat template puts around a message, until a table has been rendered."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,8 @@ class Figures:
         if source is None:
             return Figure(None, f"known after {node.label}")
         seen = self.info(source) or {}
-        each = seen["characters"] / max(seen["rows"], 1) / CHARACTERS_PER_TOKEN
-        return Figure(round(each * rows.value), f"estimated from {seen['rows']} rows")
+        whole = seen["characters"] / CHARACTERS_PER_TOKEN + TOKENS_PER_TURN * seen.get("messages", 0)
+        return Figure(round(whole / max(seen["rows"], 1) * rows.value), f"estimated from {seen['rows']} rows")
 
 
 def _asked_rows(node: Node, before: Figure) -> Figure:
@@ -131,10 +132,10 @@ def _one_target(node: Node) -> bool:
 def figures(plan: Plan, store: Store) -> dict[str, Any]:
     """Everything that `cuvee plan` shows."""
     from services.costs import costs
+    from services.loss_figures import loss_figures
 
     known = Figures(store)
     nodes = ordered(plan.targets)
-    alone = sum(len(ordered(arm.targets)) for arm in plan.arms)
     return {
         "recipe": plan.recipe.name,
         "hash": plan.recipe.hash,
@@ -146,8 +147,8 @@ def figures(plan: Plan, store: Store) -> dict[str, Any]:
         "tables": _tables(plan, known),
         "stages": _stages(plan, known),
         "training": _training(plan, known),
-        "sharing": {"steps": len(nodes), "steps without sharing": alone, "reasons": _reasons(plan)},
-        "objective": _objective(plan, known),
+        "sharing": {"reasons": _reasons(plan), **_saved(plan, nodes, known)},
+        "objective": loss_figures(plan, known),
         "power": _power(plan),
         "api": costs(plan.targets, known),
     }
@@ -191,6 +192,9 @@ def _stages(plan: Plan, known: Figures) -> list[dict[str, Any]]:
                     _asked(parts.compose, table, amount, known) for table, amount in parts.compose.config["mix"].items()
                 ]
             )
+            total = 0 if any(line["tokens"] is None for line in lines) else sum(line["tokens"] for line in lines)
+            for line in lines:
+                line.setdefault("token_share", line["tokens"] / total if total else None)
             found[parts.compose.key] = [{"arm": arm.arm.name, "stage": stage, **line} for line in lines]
     return [line for lines in found.values() for line in lines]
 
@@ -225,10 +229,12 @@ def _training(plan: Plan, known: Figures) -> list[dict[str, Any]]:
             if parts.train.key in found:
                 found[parts.train.key]["arms"].append(arm.arm.name)
                 continue
-            rows = [s["rows"] for s in stages if s["stage"] == stage and s["arm"] == _owner(plan, parts.compose)]
+            lines = [s for s in stages if s["stage"] == stage and s["arm"] == _owner(plan, parts.compose)]
+            rows, tokens = ([line[name] for line in lines] for name in ("rows", "tokens"))
             settings = arm.arm.document.train_for(stage)
             steps = None if None in rows else math.ceil(sum(rows) / settings.global_batch)
             record: dict[str, Any] = {"arms": [arm.arm.name], "stage": stage, "steps": steps}
+            record["tokens"] = None if None in tokens else sum(tokens)
             record["status"] = "done" if known.info(parts.train) else "missing"
             record |= _memory(arm, stage, parts.train, known)
             found[parts.train.key] = record
@@ -255,12 +261,25 @@ def _memory(arm: ArmPlan, stage: str, node: Node, known: Figures) -> dict[str, A
     execution = Execution.model_validate(node.execution["execution"])
     try:
         count = memory.parameters(config)
-        found = memory.plan(config, settings, execution, node.config["train"]["precision"])
+        beside = arm.arm.document.objective_for(stage).frozen_beside
+        found = memory.plan(config, settings, execution, node.config["train"]["precision"], reference=beside)
     except UserError as error:
         return {"memory_gb": None, "memory": str(error)}
     bits = 2 if node.config["train"]["precision"] != "fp32" else 4
     disk = count * (bits + 12 * settings.keep) / 1e9
     return {"memory_gb": round(found.device / 1e9, 2), "memory": found.text, "disk_gb": round(disk, 2)}
+
+
+def _saved(plan: Plan, nodes: Sequence[Node], known: Figures) -> dict[str, Any]:
+    """Steps with and without sharing, and the seconds that the finished ones took."""
+    seconds = {node.key: done.seconds for node in nodes if (done := known.store.done(node.key))}
+    alone = [node for arm in plan.arms for node in ordered(arm.targets)]
+    return {
+        "steps": len(nodes),
+        "steps without sharing": len(alone),
+        "seconds": round(sum(seconds.values()), 1),
+        "seconds without sharing": round(sum(seconds.get(node.key, 0) for node in alone), 1),
+    }
 
 
 def _reasons(plan: Plan) -> list[dict[str, Any]]:
@@ -305,34 +324,6 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
-def _objective(plan: Plan, known: Figures) -> list[dict[str, Any]]:
-    """Share of trained tokens by role and source, and warnings, for stages whose tables are rendered."""
-    from cuvee import rows
-    from training import advice
-    from training import objective as objectives
-
-    found: dict[str, dict[str, Any]] = {}
-    for arm in plan.arms:
-        for stage, parts in arm.stages.items():
-            spec = arm.arm.document.objective_for(stage)
-            max_len = arm.arm.document.train_for(stage).max_len
-            for name, node in parts.train.inputs.items():
-                key = f"{node.key} {spec.model_dump_json()} {max_len}"
-                info = known.info(node)
-                if not name.startswith("tokens.") or info is None or key in found:
-                    continue
-                table = rows.read(known.store.local(node.key) / "tokens")
-                found[key] = {
-                    "arm": arm.arm.name,
-                    "stage": stage,
-                    "table": name.removeprefix("tokens."),
-                    "shares": objectives.trained_share(table, spec, max_len).to_pylist(),
-                    "warnings": advice.warnings(table, spec, stop_ids=info["stop_ids"], max_len=max_len),
-                    "advice": [str(line) for line in advice.advise(table)],
-                }
-    return list(found.values())
-
-
 def _power(plan: Plan) -> list[dict[str, Any]]:
     """The smallest difference that the number of items can show, for accuracies (80% power, 95% level)."""
     from evaluation.statistics import minimum_detectable
@@ -348,77 +339,3 @@ def _power(plan: Plan) -> list[dict[str, Any]]:
                     "detectable": round(minimum_detectable(limit, p=0.5, correlation=0.5), 3),
                 }
     return list(found.values())
-
-
-def show(found: Mapping[str, Any]) -> None:
-    """`cuvee plan` for people."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from services.costs import lines as cost_lines
-
-    console = Console(highlight=False)
-    arms = f", {len(found['arms'])} arms" if len(found["arms"]) > 1 else ""
-    console.print(f"[bold]{found['recipe']}[/]  {found['hash'][:12]}{arms}  store {found['store']}")
-    for text in found["missing"]:
-        console.print(f"[red]missing[/] {text}", markup=True)
-    steps = Table(box=None, header_style="dim", title=f"{len(found['steps'])} steps, {found['done']} done")
-    steps.title_justify = "left"
-    for title in ("step", "status", "key"):
-        steps.add_column(title)
-    for step in found["steps"]:
-        mark = "[green]done[/]" if step["status"] == "done" else "to do"
-        steps.add_row(step["name"], mark, f"[dim]{step['key'][-12:]}[/]")
-    console.print(steps)
-    paths = [
-        f"[bold]{table['table']}[/] " + " → ".join(f"{s['step'].split(' · ')[-1]} {_shown(s)}" for s in table["steps"])
-        for table in found["tables"]
-    ]
-    for path, often in Counter(paths).items():
-        console.print(path + _times(often), markup=True)
-    lists = Table(box=None, header_style="dim", title="lists (asked and realised)", title_justify="left")
-    for title in ("arm", "stage", "table", "asked", "rows", "unique", "repeat", "tokens", "cut", "certainty"):
-        lists.add_column(title, justify="left" if title in ("arm", "stage", "table", "asked", "certainty") else "right")
-    for line in found["stages"]:
-        cells = (line.get(k) for k in ("rows", "unique", "repeat", "tokens", "truncated"))
-        lists.add_row(
-            line["arm"], line["stage"], line["table"], str(line["asked"]), *map(_cell, cells), line["certainty"]
-        )
-    if found["stages"]:
-        console.print(lists)
-    for text, often in Counter(_training_line(training) for training in found["training"]).items():
-        console.print(text + _times(often), markup=False)
-    sharing = found["sharing"]
-    if len(found["arms"]) > 1:
-        console.print(f"sharing: {sharing['steps']} steps instead of {sharing['steps without sharing']}")
-        for reason in sharing["reasons"]:
-            why = f"  (differs by {reason['differs by']})" if reason["differs by"] else ""
-            console.print(f"  {reason['stage']}: {', '.join(reason['arms'])}{why}", markup=False)
-    for entry in found["objective"]:
-        for warning in entry["warnings"]:
-            console.print(f"[yellow]warning[/] {entry['stage']} · {entry['table']}: {warning}")
-    for power in found["power"]:
-        console.print(f"{power['task']}: {power['items']} items show differences from {power['detectable']:.2f} on")
-    for text in cost_lines(found["api"]):
-        console.print(text, markup=False)
-
-
-def _training_line(training: Mapping[str, Any]) -> str:
-    memory = f"{training['memory_gb']} GB a worker" if training.get("memory_gb") else f"memory {training['memory']}"
-    steps = training["steps"] if training["steps"] is not None else "?"
-    return f"train {training['stage']}: {steps} steps, {memory} ({'done' if training['status'] == 'done' else 'to do'})"
-
-
-def _times(often: int) -> str:
-    """How often a line stands for the same in several arms."""
-    return f"  ×{often}" if often > 1 else ""
-
-
-def _shown(figure: Mapping[str, Any]) -> str:
-    return str(Figure(figure["value"], figure["certainty"]))
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "?"
-    return f"{value:,.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else f"{value:,}"

@@ -431,6 +431,13 @@ class Builder:
         # Only the tokenizer matters; a model's node stands for it, since both are one download.
         return self.node("render", f"{table} · tokens", config, {"rows": rows, "model": self.model(model)})
 
+    def reference(self, table: str, model: str, init: Node, tokens: Node, max_len: int) -> Node:
+        """Log-probabilities of the tokens of a table under the model that a stage starts from."""
+        inputs = {"model": init, "tokens": tokens}
+        config = {"chat": self.chat(model), "max_len": max_len}
+        label, execution = f"{table} · reference", self.engine(model)
+        return self.node("reference", label, config, inputs, execution=execution, model=init)
+
     def stage(self, name: str) -> None:
         """The list and the training of a stage."""
         recipe, spec = self.recipe, self.recipe.stages[name]
@@ -526,6 +533,12 @@ class Builder:
         keep_state: bool = False,
     ) -> Node:
         """The node of a training."""
+        inputs = dict(inputs)
+        if objective.reads_reference:
+            for name, node in list(inputs.items()):
+                kind, _, table = name.partition(".")
+                if kind == "tokens":
+                    inputs[f"reference.{table}"] = self.reference(table, model, inputs["init"], node, settings.max_len)
         config = {
             "stage": stage,
             "train": settings.model_copy(update={"precision": self.precision(settings)}).key(),

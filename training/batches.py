@@ -52,6 +52,8 @@ class Micro:
     source: np.ndarray
     """int64: index of the token's source."""
     smoothing: np.ndarray | None
+    reference: np.ndarray | None
+    """float32: each token's log-probability under the frozen model, where the corpus has it; 0 where none is known."""
     rows: np.ndarray
     """Row numbers in the corpus, for whoever needs to look a row up."""
     row: np.ndarray
@@ -95,6 +97,13 @@ class Batches:
                 f"no row is left to train on: {self.dropped} of {len(order)} are longer than {config.max_len} tokens",
                 remedy="raise max_len or truncate",
             )
+        if corpus.referenced is not None:
+            short = corpus.referenced[self.order] < self.lengths[self.order]
+            if short.any():
+                raise DataError(
+                    f"{short.sum()} rows have the frozen model's log-probabilities for fewer tokens than are trained",
+                    remedy="make them with the same max_len",
+                )
         self.smoothing = np.nan_to_num(corpus.smoothing, nan=smoothing) if len(corpus.smoothing) else corpus.smoothing
         self.smoothed = bool(self.smoothing.any())
         if config.length_grouping:
@@ -173,6 +182,7 @@ class Batches:
         ids, positions, source = (np.zeros(shape, dtype=np.int64) for _ in range(3))
         share, weight = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
         smoothing = np.zeros(shape, dtype=np.float32) if self.smoothed else None
+        reference = np.zeros(shape, dtype=np.float32) if self.corpus.reference is not None else None
         owner = np.full(shape, -1, dtype=np.int64)
         used: list[int] = []
         tokens = 0
@@ -190,13 +200,16 @@ class Batches:
                 owner[line, here] = len(used)
                 if smoothing is not None:
                     smoothing[line, here] = self.smoothing[row]
+                if reference is not None and self.corpus.reference is not None:
+                    reference[line, here] = np.nan_to_num(self.corpus.reference[start : start + size])
                 used.append(row)
                 at += size
             # What is left of the line counts as one more row of its own in a packed bin, and goes on with the
             # row's positions otherwise: transformers takes a restart of positions for the start of a row.
             positions[line, at:] = np.arange(width - at) + (0 if len(bin_) > 1 else at)
             tokens += at
-        return Micro(ids, positions, share, weight, source, smoothing, np.array(used, dtype=np.int64), owner, tokens)
+        numbers = np.array(used, dtype=np.int64)
+        return Micro(ids, positions, share, weight, source, smoothing, reference, numbers, owner, tokens)
 
 
 def grouped(order: np.ndarray, lengths: np.ndarray, batch: int, seed: int) -> np.ndarray:

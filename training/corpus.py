@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,10 @@ _ARRAYS: dict[str, type[np.generic]] = {
     "weight": np.float32,
     "smoothing": np.float32,
     "order": np.int64,
+    "reference": np.float32,
+    "referenced": np.int64,
 }
+_AT_THE_END = ("lengths", "order", "referenced")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ class Corpus:
     order: np.ndarray
     """(P,) row number at each position of the plan."""
     sources: tuple[str, ...]
+    reference: np.ndarray | None = None
+    """(tokens,) log-probability of each token under a frozen model; absent when none were given."""
+    referenced: np.ndarray | None = None
+    """(N,) how many tokens of each row, from its start, have one (the first counts, though it has none)."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -79,11 +86,12 @@ def digest(plan: Path | None, folders: Sequence[Path], salt: str = "") -> str:
     return hashlib.blake2b(json.dumps([facts, salt]).encode(), digest_size=12).hexdigest()
 
 
-def build(plan: Path | None, folders: Sequence[Path], folder: Path) -> None:
+def build(plan: Path | None, folders: Sequence[Path], folder: Path, reference: Sequence[Path] = ()) -> None:
     """Copy the rows named by `plan` (all rows, in stored order, when None) into flat arrays in `folder`.
 
-    A row that stands in several folders is taken from the first. Raises DataError for a row of the plan that is in
-    none of them, or for a copy of a row that has another length.
+    A row that stands in several folders is taken from the first. `reference` has a folder of log-probabilities for
+    every folder of tokens, with the same parts and the same rows in them. Raises DataError for a row of the plan that
+    is in none of them, for a copy of a row that has another length, or for log-probabilities of other rows.
     """
     scratch = folder.with_name(f"{folder.name}.{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -94,12 +102,17 @@ def build(plan: Path | None, folders: Sequence[Path], folder: Path) -> None:
     lengths: list[np.ndarray] = []
     sources: dict[str, int] = {}
     rows = 0
+    referenced: list[np.ndarray] = []
     scaled = False
-    files = {name: (scratch / f"{name}.bin").open("wb") for name in _ARRAYS if name not in ("lengths", "order")}
+    files = {name: (scratch / f"{name}.bin").open("wb") for name in _ARRAYS if name not in _AT_THE_END}
     try:
-        for part in parts_of(folders):
+        for part, beside in _with_reference(folders, reference):
+            at = 0
             for batch in pq.ParquetFile(part).iter_batches(batch_size=65_536):
                 table = pa.Table.from_batches([batch]).combine_chunks()
+                if beside is not None:
+                    table = _joined(table, beside.slice(at, table.num_rows), part)
+                    at += table.num_rows
                 if distinct is not None:
                     place = pc.index_in(_keys(table), value_set=distinct).fill_null(-1).to_numpy()
                     place, table = _new_rows(place, table, row_of, lengths, part)
@@ -112,6 +125,10 @@ def build(plan: Path | None, folders: Sequence[Path], folder: Path) -> None:
                 scale = table["scale"]
                 scaled |= scale.null_count < len(scale)
                 _scales(scale, sizes).tofile(files["scale"])
+                if beside is not None:
+                    known = pc.list_value_length(table["logprobs"]).to_numpy().astype(np.int64)
+                    _filled(_values(table["logprobs"], np.float32), known, sizes).tofile(files["reference"])
+                    referenced.append(known)
                 for name in table["source"].unique().to_pylist():
                     sources.setdefault(name, len(sources))
                 codes = pc.index_in(table["source"], value_set=pa.array(list(sources)))
@@ -136,6 +153,8 @@ def build(plan: Path | None, folders: Sequence[Path], folder: Path) -> None:
         order = row_of[pc.index_in(wanted, value_set=distinct).to_numpy()]
     if not scaled:
         (scratch / "scale.bin").unlink()
+    if reference:
+        np.concatenate([*referenced, np.zeros(0, np.int64)]).tofile(scratch / "referenced.bin")
     (np.concatenate(lengths) if lengths else np.zeros(0, np.int64)).tofile(scratch / "lengths.bin")
     order.tofile(scratch / "order.bin")
     (scratch / "sources.json").write_text(json.dumps(list(sources)))
@@ -157,7 +176,30 @@ def open_corpus(folder: Path) -> Corpus:
         smoothing=arrays["smoothing"],
         order=arrays["order"],
         sources=tuple(json.loads((folder / "sources.json").read_text())),
+        **({n: arrays[n] for n in ("reference", "referenced")} if (folder / "referenced.bin").exists() else {}),
     )
+
+
+def _with_reference(folders: Sequence[Path], reference: Sequence[Path]) -> Iterator[tuple[Path, pa.Table | None]]:
+    """The parts of the folders, each with the log-probabilities of its rows."""
+    for folder, beside in zip(folders, reference or [None] * len(folders), strict=True):
+        for part in parts_of([folder]):
+            yield part, None if beside is None else pq.read_table(beside / part.name)
+
+
+def _joined(table: pa.Table, beside: pa.Table, part: Path) -> pa.Table:
+    """The rows with their log-probabilities."""
+    if not _keys(beside).equals(_keys(table)):
+        raise DataError("the log-probabilities are of other rows", path=str(part))
+    return table.append_column("logprobs", beside["logprobs"].combine_chunks())
+
+
+def _filled(values: np.ndarray, known: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """`values` of the first `known` tokens of rows of `sizes` tokens; NaN for the others."""
+    out = np.full(int(sizes.sum()), np.nan, np.float32)
+    starts = np.cumsum(sizes) - sizes
+    out[np.repeat(starts - (np.cumsum(known) - known), known) + np.arange(int(known.sum()))] = values
+    return out
 
 
 def _map(path: Path, dtype: type[np.generic]) -> np.ndarray:

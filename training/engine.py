@@ -23,7 +23,7 @@ from training.model import decay_groups, keeps_logits, learning, load, sharded_l
 from training.objective import Objective
 from training.ops import build_cpu_op
 from training.reference import Reference
-from training.regularise import Neftune
+from training.regularise import Neftune, target_penalty
 from training.settings import Execution, Precision, TrainConfig
 
 
@@ -91,9 +91,9 @@ class Engine:
         elif state:
             checkpoint.load_moments(self.engine, state, weights=self.stage > 0)
         self.noise = Neftune(self.module.get_input_embeddings(), objective.neftune, seed) if objective.neftune else None
-        self.reference = None
-        if objective.kl:
-            self.reference = Reference(self.module, folder, objective.kl, config, execution, precision)
+        self.kl, self.reference = objective.kl, None
+        if objective.frozen_beside:
+            self.reference = Reference(self.module, folder, config, execution, precision)
         self.keeps = keeps_logits(self.module)
         self.norm: float | None = None
         if self.stage == 0:
@@ -170,8 +170,13 @@ class Engine:
         logits = self.engine(**inputs).logits
         nll = token_nll(logits, ids)
         each = nll if micro.smoothing is None else token_nll(logits, ids, targets(micro.smoothing))
-        if self.reference and self.module.training:
-            each = each + self.reference.penalty(inputs, ids, logits, nll)
+        if self.kl and self.module.training:
+            if self.reference:
+                penalty = self.reference.penalty(inputs, logits)
+            else:
+                assert micro.reference is not None
+                penalty = target_penalty(nll, targets(-micro.reference))
+            each = each + self.kl.weight * penalty
         loss = (each * share).sum()
         with torch.no_grad():
             columns = torch.stack([nll * weight, weight, (weight > 0).float()]).flatten(1).double()

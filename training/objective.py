@@ -86,6 +86,16 @@ class Objective(Config):
                 raise ValueError(f"by_source: {source} may change the table of weights only, not {', '.join(extra)}")
         return self
 
+    @property
+    def frozen_beside(self) -> bool:
+        """Whether the model that a stage starts from is kept in memory beside the trained one."""
+        return self.kl is not None and self.kl.variant == "full"
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether training reads each token's log-probability under the model that it starts from."""
+        return self.kl is not None and self.kl.variant == "target"
+
     def for_source(self, source: str) -> Objective:
         """The objective whose table holds for rows of `source`."""
         return self.by_source.get(source, self)

@@ -1,8 +1,8 @@
-"""The frozen model that the KL penalty compares with: the one that the stage starts from.
+"""The frozen model whose distributions the full KL penalty compares with: the one that the stage starts from.
 
 With adapters it is the same model with the adapters switched off, and costs a forward pass but no memory. Without, it
-is a second copy, sharded like the first under ZeRO 3. The penalty of `training.regularise` needs either its
-distributions or its log-probabilities at the target tokens; both come from that forward pass.
+is a second copy, sharded like the first under ZeRO 3. The penalty at the target tokens needs none of this: it takes
+one number a token, which is made once beforehand and comes with the batches.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from training import deepspeed_config
 from training.model import load, sharded_loading
-from training.objective import KL
-from training.regularise import kl_penalty, target_penalty
+from training.regularise import kl_penalty
 from training.settings import Execution, Precision, TrainConfig
 
 if TYPE_CHECKING:
@@ -25,29 +24,21 @@ class Reference:
     """Call `penalty` with what was given to the trained model, and what came of it."""
 
     def __init__(
-        self, trained: Any, folder: Path, kl: KL, config: TrainConfig, execution: Execution, precision: Precision
+        self, trained: Any, folder: Path, config: TrainConfig, execution: Execution, precision: Precision
     ) -> None:
-        self.kl = kl
         self.adapters = bool(config.lora or config.ia3)
         self.model = trained if self.adapters else _frozen(trained, folder, config, execution, precision)
 
-    def penalty(self, inputs: dict[str, Any], ids: Tensor, logits: Tensor, nll: Tensor) -> Tensor:
-        """(B, T) nats to add to the loss of each token.
-
-        `inputs` of the model, and what came of it at T positions: `ids` (B, T), `logits` (B, T, V), `nll` (B, T).
-        """
+    def penalty(self, inputs: dict[str, Any], logits: Tensor) -> Tensor:
+        """(B, T) KL in nats at each token. `inputs` of the model, and the `logits` (B, T, V) that came of it."""
         import torch
-
-        from cuvee.loss import token_nll
 
         with torch.no_grad(), self.model.disable_adapter() if self.adapters else nullcontext():
             training = self.model.training
             self.model.eval()
             base = self.model(**inputs).logits
             self.model.train(training)
-        if self.kl.variant == "full":
-            return self.kl.weight * kl_penalty(logits, base)
-        return self.kl.weight * target_penalty(nll, token_nll(base, ids))
+        return kl_penalty(logits, base)
 
 
 def _frozen(trained: Any, folder: Path, config: TrainConfig, execution: Execution, precision: Precision) -> Any:

@@ -109,10 +109,3 @@ def kl_penalty(logits: Tensor, reference: Tensor) -> Tensor:
 def _kl(logits: Tensor, reference: Tensor) -> Tensor:
     p, q = logits.float().log_softmax(-1), reference.float().log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1)
-
-
-def reference_bytes(parameters: int, vocabulary: int, tokens: int, bytes_per_number: int = 2) -> int:
-    """Memory of the full variant beyond plain training, for `tokens` tokens a micro-batch: the reference model, its
-    logits, and three chunks in float32 (both log-probabilities and their product)."""
-    chunk = min(tokens, CHUNK) * vocabulary * 4 * 3
-    return (parameters + tokens * vocabulary) * bytes_per_number + chunk

@@ -70,6 +70,7 @@ def train(
     out: Path,
     work: Path,
     stage: str,
+    reference: Sequence[Path] = (),
     init_state: Path | None = None,
     keep_state: bool = False,
     validation: Mapping[str, Path] | None = None,
@@ -82,6 +83,8 @@ def train(
 ) -> TrainResult:
     """Train `model` on the rows of `plan` in their order, and write the result to `out`.
 
+    `reference` has, for each folder of `tokens`, one of the same parts with the log-probabilities of its rows under
+    the frozen model (`id`, `target`, `logprobs`), as the KL penalty at target tokens needs.
     `init_state` is the `state/` folder of an earlier stage whose optimiser goes on. `steps_before` of `steps_total`
     place this stage in a schedule that spans several. `marks` names numbers of rows of the plan: the model is kept as
     it is when these have been trained on. `validation` maps names to token folders of held-out rows. `progress` is
@@ -101,6 +104,11 @@ def train(
             "adapters are merged at the end of a stage, so there is no optimiser to keep for them",
             remedy="set optimiser: restart",
         )
+    if objective.reads_reference and len(reference) != len(tokens):
+        raise UserError(
+            "the penalty at target tokens needs the frozen model's log-probabilities of all tokens",
+            remedy="give `reference`, or take kl: {variant: full}",
+        )
     precision = models.resolve_precision(config, use_gpu=execution.use_gpu)
     deepspeed_config.settings(config, execution, precision)
     if not plan.is_file():
@@ -108,7 +116,7 @@ def train(
     parts = corpus.parts_of([*tokens, *(validation or {}).values()])
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus = cpus_per_worker(execution, nodes)
-    _require_memory(described, config, execution, precision, nodes, reference=objective.kl is not None)
+    _require_memory(described, config, execution, precision, nodes, reference=objective.frozen_beside)
     with plan.open("rb") as file:
         plan_hash = hashlib.file_digest(file, "sha256").hexdigest()[:32]
     facts = {
@@ -125,6 +133,7 @@ def train(
         model=model.resolve(),
         plan=plan.resolve(),
         tokens=tuple(Path(folder).resolve() for folder in tokens),
+        reference=tuple(Path(folder).resolve() for folder in reference),
         objective=objective,
         config=config,
         execution=execution,

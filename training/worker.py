@@ -61,6 +61,7 @@ class Job:
     fingerprint: str
     card: Mapping[str, Any]
     recipe: str = ""
+    reference: tuple[Path, ...] = ()
     init_state: Path | None = None
     keep_state: bool = False
     validation: Mapping[str, Path] = field(default_factory=dict)
@@ -137,7 +138,7 @@ class _Run:
         agree(self.see)
         found = agree(partial(checkpoint.read_facts, resume, job.fingerprint)) if resume else {}
         self.start = int(found.get("step", 0))
-        self.batches = self.open(job.plan, job.tokens)
+        self.batches = self.open(job.plan, job.tokens, job.reference)
         self.validation = {name: self.open(None, [path]) for name, path in sorted(job.validation.items())}
         self.marks = {name: self.batches.steps_after(rows) for name, rows in job.marks.items()}
         self.total = job.steps_total or job.steps_before + self.batches.steps
@@ -165,7 +166,8 @@ class _Run:
     def see(self) -> None:
         """Every machine must see the same folders."""
         job = self.job
-        needed = [job.model, job.plan, *job.tokens, job.work, job.out, *([job.init_state] if job.init_state else [])]
+        needed = [job.model, job.plan, *job.tokens, *job.reference, job.work, job.out]
+        needed += [job.init_state] if job.init_state else []
         absent = [str(path) for path in needed if not path.exists()]
         if absent:
             raise UserError(
@@ -173,14 +175,16 @@ class _Run:
                 remedy="keep the store in a folder that all machines of the cluster share",
             )
 
-    def open(self, plan: Path | None, tokens: Sequence[Path]) -> Batches:
+    def open(self, plan: Path | None, tokens: Sequence[Path], reference: Sequence[Path] = ()) -> Batches:
         """The first worker of each machine makes the copy; the others wait for it in `agree`."""
         job = self.job
 
         def build() -> Path:
-            folder = Path(tempfile.gettempdir()) / "cuvee-corpus" / corpus.digest(plan, tokens, str(job.work))
+            folder = (
+                Path(tempfile.gettempdir()) / "cuvee-corpus" / corpus.digest(plan, [*tokens, *reference], str(job.work))
+            )
             if self.local_rank == 0 and not folder.exists():
-                corpus.build(plan, tokens, folder)
+                corpus.build(plan, tokens, folder, reference)
             return folder
 
         folder = agree(build)

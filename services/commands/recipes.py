@@ -40,7 +40,8 @@ def plan(recipe: str, profiles: tuple[str, ...], overrides: tuple[str, ...], sto
 
     Example: cuvee plan recipes/quickstart.yaml --set train.lr=1e-5
     """
-    from services.figures import figures, show
+    from services.figures import figures
+    from services.plan_text import show
     from services.run import Request, check_judges, open_plan, read_pools, store_of
 
     request = Request(Path(recipe), profiles, overrides, store)

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from cuvee.errors import DataError, UserError
+from cuvee.protocols import ScoreRequest
 from services.steps.base import Context, step
 from services.steps.model import model_folder
 
@@ -51,7 +53,8 @@ def train(context: Context) -> dict[str, Any]:
     result = fit(
         model=model_folder(inputs["init"]),
         plan=plan,
-        tokens=[folder / "tokens" for name, folder in sorted(inputs.items()) if name.startswith("tokens.")],
+        tokens=[folder / "tokens" for folder in parts(context, "tokens.")],
+        reference=[folder / "reference" for folder in parts(context, "reference.")],
         objective=Objective.parse(settings["objective"]),
         config=config,
         execution=Execution.model_validate({**context.runtime.training_defaults(), **execution["execution"]}),
@@ -92,6 +95,50 @@ def rows_until(plan: Path, epochs: int) -> int:
     import pyarrow.parquet as pq
 
     return int(pc.sum(pc.less(pq.read_table(plan, columns=["epoch"])["epoch"], epochs)).as_py())
+
+
+@step("reference", "1", kind="engine")
+def reference(context: Context) -> dict[str, Any]:
+    """`reference/`: part by part the rows of a tokens table with each token's log-probability under a frozen model.
+
+    One pass serves every arm whose stage starts from that model, whatever the weight of its penalty.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    score = context.runtime.engine_for(context, "model").score
+    if score is None:
+        raise UserError("a KL penalty needs log-probabilities, which an endpoint does not give")
+    schema = pa.schema({"id": pa.string(), "target": pa.int32(), "logprobs": pa.list_(pa.float32())}.items())
+    (context.out / "reference").mkdir()
+    rows = tokens = 0
+    for part in sorted((context.inputs["tokens"] / "tokens").glob("*.parquet")):
+        with pq.ParquetWriter(context.out / "reference" / part.name, schema, compression="zstd") as writer:
+            for batch in pq.ParquetFile(part).iter_batches(batch_size=4096, columns=["id", "target", "ids"]):
+                asked = [
+                    ScoreRequest(id=row["id"], draw=row["target"], ids=tuple(row["ids"][: context.config["max_len"]]))
+                    for row in batch.to_pylist()
+                ]
+                found = {(answer.id, answer.draw): answer for answer in score(asked)}
+                answers = [found[request.id, request.draw] for request in asked]
+                for answer in answers:
+                    if answer.error or answer.truncated:
+                        raise DataError(
+                            f"no log-probabilities of row {answer.id}: {answer.error or 'longer than the context'}",
+                            remedy="lower max_len, or raise the model's",
+                        )
+                # The first token has none: nothing predicts it.
+                logprobs = [[0.0, *answer.each] for answer in answers]
+                ids, targets = batch["id"], batch["target"]
+                writer.write_batch(pa.record_batch([ids, targets, pa.array(logprobs, schema.types[2])], schema=schema))
+                rows, tokens = rows + len(asked), tokens + sum(map(len, logprobs))
+                context.progress(rows, None)
+    return {"rows": rows, "tokens": tokens}
+
+
+def parts(context: Context, prefix: str) -> list[Path]:
+    """The inputs whose names begin with `prefix`, in order of their names."""
+    return [folder for name, folder in sorted(context.inputs.items()) if name.startswith(prefix)]
 
 
 def count_rows(plan: Path) -> int:

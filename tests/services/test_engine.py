@@ -162,6 +162,17 @@ def test_scores_are_the_log_probabilities_of_assistant_turns(tiny: Engine, chat:
     assert results["last"].draw == 3
 
 
+def test_every_token_of_given_ids_is_scored(tiny: Engine, chat: Chat, reference: Any) -> None:
+    texts = [[int(i) for i in chat.render(talk("How many?", answer)).ids] for answer in ("The answer is 8.", "Nine.")]
+    found = {r.draw: r for r in tiny.score(ScoreRequest("row", draw=i, ids=tuple(ids)) for i, ids in enumerate(texts))}
+    for i, ids in enumerate(texts):
+        rows = reference(ids)
+        assert found[i].each == pytest.approx([float(rows[t - 1, ids[t]]) for t in range(1, len(ids))], abs=1e-3)
+        assert found[i].logprob == pytest.approx(sum(found[i].each))
+    (long,) = tiny.score([ScoreRequest("long", ids=tuple([5] * 400))])
+    assert long.truncated
+
+
 def test_continuations_are_scored_as_the_harness_does(tiny: Engine, chat: Chat, reference: Any) -> None:
     pairs = [
         ("Ana has 3 apples and", " then 2 more."),

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from services.arms import expand
+from services.broker import Broker
 from services.figures import Figures, difference, figures
 from services.graph import ordered
+from services.loss_figures import by_source
 from services.plan import Plan, make_plan
+from services.plan_text import show
 from services.recipe import load, loads
+from services.runtime import Runtime
 from services.store import Store
 
 ROOT = Path(__file__).parent.parent.parent
@@ -72,6 +76,21 @@ def test_one_schedule_over_both_stages_shares_nothing(text: str, tmp_path: Path)
     assert len({arm.stages["special"].train.key for arm in plan.arms}) == 3
     first, second = (plan.arms[i].stages["special"].train for i in (0, 1))
     assert "math is added" in difference(first, second) or "mix.math" in difference(first, second)
+
+
+def test_one_pass_of_the_frozen_model_serves_all_weights_of_a_penalty(text: str, tmp_path: Path) -> None:
+    """At the target tokens it reads one stored number a token; over the vocabulary it runs the model beside."""
+    penalty = "stages.general.objective={kl: {weight: $w, variant: VARIANT}}"
+    settings = ["let={k: all, w: 1}", "arms={grid: {w: [0.1, 1]}}"]
+    plan = planned(text, tmp_path, *settings, penalty.replace("VARIANT", "target"))
+    nodes = ordered(plan.targets)
+    passes = [node for node in nodes if node.step == "reference"]
+    assert sorted(node.label for node in passes) == ["chat · reference", "math · reference"]
+    special = plan.arms[0].stages["special"].train
+    assert {node.inputs["model"].key for node in passes} == {special.key}
+    assert len([node for node in nodes if node.step == "train"]) == 3
+    full = planned(text, tmp_path, *settings, penalty.replace("VARIANT", "full"))
+    assert not [node for node in ordered(full.targets) if node.step == "reference"]
 
 
 def test_reasons_name_the_first_setting_that_differs(text: str, tmp_path: Path) -> None:
@@ -171,6 +190,33 @@ def test_figures_say_how_sure_they_are(text: str, tmp_path: Path) -> None:
     found = figures(plan, store)
     assert found["done"] == 0
     assert found["sharing"]["steps"] < found["sharing"]["steps without sharing"]
+
+
+def test_made_lists_tell_what_carries_loss(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows of 24 with 4 held out; the prompts are longer than the answers, so most of IM's loss is on them."""
+    settings = ["let={k: all, loss: im}", "stages.general.objective=$loss", "arms={grid: {loss: [sft, im]}}"]
+    plan = planned(text, tmp_path, *settings)
+    store = Store(str(tmp_path / "store"))
+    with Runtime(store, log=tmp_path / "log") as runtime:
+        Broker(store, runtime).run([stage.compose for arm in plan.arms for stage in arm.stages.values()])
+    found = figures(plan, store)
+    entries = {(entry["stage"], entry["table"], entry["objective"]): entry for entry in found["objective"]}
+    assert set(entries) == {
+        ("special", "math", "sft"),  # of stage `general` too
+        *(("general", table, loss) for table, loss in (("chat", "sft"), ("chat", "im"), ("math", "im"))),
+    }
+    (sft,) = by_source(entries["general", "chat", "sft"]["shares"])
+    (im,) = by_source(entries["general", "chat", "im"]["shares"])
+    assert sft["roles"] == {"assistant": 1.0}
+    assert im["roles"]["user"] + im["roles"]["assistant"] == pytest.approx(1)
+    assert im["trained"] * im["roles"]["assistant"] == pytest.approx(sft["trained"])
+    assert "40 rows" in next(e["mixture"] for e in found["objective"] if e["stage"] == "general" and "mixture" in e)
+    shares = {line["table"]: line["token_share"] for line in found["stages"] if line["stage"] == "general"}
+    assert sum(shares.values()) == pytest.approx(1)
+    show(found)
+    said = capsys.readouterr().out
+    assert "assistant 100.0%" in said
+    assert "The paper's own lines, not ours" in said
 
 
 def test_a_missing_model_is_named_and_the_rest_is_planned(text: str, tmp_path: Path, tiny_model: Path) -> None:

@@ -58,6 +58,17 @@ def write_tokens(rows: list[dict[str, Any]], folder: Path, parts: int = 2) -> Pa
     return folder
 
 
+def write_reference(rows: list[dict[str, Any]], logprobs: list[np.ndarray], folder: Path, parts: int = 2) -> Path:
+    """Log-probabilities beside what `write_tokens` wrote."""
+    folder.mkdir(parents=True)
+    names = {"id": [row["id"] for row in rows], "target": pa.array([row["target"] for row in rows], pa.int32())}
+    table = pa.table({**names, "logprobs": pa.array(logprobs, pa.list_(pa.float32()))})
+    size = -(-len(rows) // parts)
+    for part in range(parts):
+        pq.write_table(table.slice(part * size, size), folder / f"part-{part:05d}.parquet")
+    return folder
+
+
 def write_plan(rows: list[dict[str, Any]], order: list[int], path: Path) -> Path:
     table = pa.table(
         {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cuvee.errors import DataError
-from tests.training.plain import make_rows, write_plan, write_tokens
+from tests.training.plain import make_rows, write_plan, write_reference, write_tokens
 from training.corpus import build, digest, open_corpus
 
 
@@ -62,6 +62,38 @@ def test_two_texts_under_one_name_are_an_error(tmp_path: Path) -> None:
 def test_a_folder_without_parts_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no Parquet parts"):
         build(None, [tmp_path], tmp_path / "corpus")
+
+
+def test_log_probabilities_of_a_frozen_model_follow_their_rows(tmp_path: Path) -> None:
+    rows = make_rows(20)
+    values = [(np.arange(len(row["ids"])) + 100 * i).astype(np.float32) for i, row in enumerate(rows)]
+    cut = [value[: 5 + i] for i, value in enumerate(values)]
+    tokens = [write_tokens(rows[:12], tmp_path / "one"), write_tokens(rows[9:], tmp_path / "two", parts=3)]
+    beside = [
+        write_reference(rows[:12], cut[:12], tmp_path / "one.reference"),
+        write_reference(rows[9:], cut[9:], tmp_path / "two.reference", parts=3),
+    ]
+    order = [int(i) for i in np.random.default_rng(0).permutation(20)[:15]]
+    build(write_plan(rows, order, tmp_path / "plan.parquet"), tokens, tmp_path / "corpus", beside)
+    corpus = open_corpus(tmp_path / "corpus")
+    assert corpus.reference is not None
+    assert corpus.referenced is not None
+    for position, i in enumerate(order):
+        row = int(corpus.order[position])
+        found = corpus.reference[corpus.starts[row] : corpus.starts[row + 1]]
+        known = len(cut[i])
+        assert corpus.referenced[row] == known
+        np.testing.assert_array_equal(found[:known], cut[i])
+        assert np.isnan(found[known:]).all()
+
+
+def test_log_probabilities_of_other_rows_are_refused(tmp_path: Path) -> None:
+    rows = make_rows(6)
+    values = [np.zeros(len(row["ids"]), np.float32) for row in rows]
+    tokens = write_tokens(rows, tmp_path / "tokens", parts=1)
+    beside = write_reference(rows[::-1], values[::-1], tmp_path / "reference", parts=1)
+    with pytest.raises(DataError, match="other rows"):
+        build(None, [tokens], tmp_path / "corpus", [beside])
 
 
 def test_the_copy_is_keyed_by_its_files(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cuvee.errors import UserError
+from cuvee.errors import DataError, UserError
 from tests.training.conftest import CONFIG, SHARD_ALL, STEPS, Expected
-from tests.training.plain import Data, plain_norm
+from tests.training.plain import Data, plain_norm, write_reference
 from training import checkpoint, schedule
 from training.batches import Batches
 from training.corpus import Corpus, build, open_corpus
@@ -41,6 +41,30 @@ def corpus(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder = tmp_path_factory.mktemp("corpus") / "flat"
     build(data.plan, [data.folder], folder)
     return open_corpus(folder)
+
+
+@pytest.fixture(scope="module")
+def logprobs(tiny_model: Path, data: Data) -> list[np.ndarray]:
+    """Each row's tokens under the untrained model in plain transformers; 0 for the first."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    found = []
+    with torch.inference_mode():
+        for row in data.rows:
+            ids = torch.tensor(row["ids"], dtype=torch.long)
+            said = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
+            found.append(np.concatenate([[0], said.gather(-1, ids[1:, None])[:, 0].numpy()]).astype(np.float32))
+    return found
+
+
+@pytest.fixture(scope="module")
+def referenced(data: Data, logprobs: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """The corpus with the log-probabilities of the untrained model."""
+    folder = tmp_path_factory.mktemp("referenced")
+    build(data.plan, [data.folder], folder / "flat", [write_reference(data.rows, logprobs, folder / "reference")])
+    return open_corpus(folder / "flat")
 
 
 class Trainer:
@@ -90,6 +114,7 @@ def make(one_rank: None, tiny_model: Path, corpus: Corpus) -> Make:
         execution: dict[str, Any] | None = None,
         objective: Objective | None = None,
         model: Path = tiny_model,
+        corpus: Corpus = corpus,
         **given: Any,
     ) -> Trainer:
         settings = TrainConfig.model_validate({**CONFIG.model_dump(), **(config or {})})
@@ -232,18 +257,41 @@ def test_adapters_learn_alone(make: Make, config: dict[str, Any]) -> None:
 @pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "lora"])
 @pytest.mark.parametrize("zero", ["0", "3"])
 def test_the_released_penalty_learns_nothing_and_the_true_one_holds_back(
-    make: Make, zero: str, lora: dict[str, Any] | None
+    make: Make, referenced: Corpus, zero: str, lora: dict[str, Any] | None
 ) -> None:
-    def left(objective: Objective) -> float:
-        trainer = make({"lora": lora, "lr": 1e-2, "weight_decay": 0.0}, LAYOUTS[zero], objective)
+    def left(objective: Objective, **given: Any) -> float:
+        trainer = make({"lora": lora, "lr": 1e-2, "weight_decay": 0.0}, LAYOUTS[zero], objective, **given)
         before = trainer.held_out()
         trainer.run(stop=10)
         return before - trainer.held_out()
 
     free, held = left(Objective()), left(Objective(kl=KL(weight=50)))
-    assert abs(left(Objective(kl=KL(weight=1, variant="target")))) < 0.05
+    assert abs(left(Objective(kl=KL(weight=1, variant="target")), corpus=referenced)) < 0.05
     assert free > 0.2
     assert held < 0.75 * free
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_target_penalty_is_that_of_the_stored_log_probabilities(
+    make: Make, corpus: Corpus, data: Data, logprobs: list[np.ndarray], tmp_path: Path, packing: bool
+) -> None:
+    """Log-probabilities that are off by a known number a row move the loss by their weighted mean."""
+    shift = np.random.default_rng(0).normal(size=len(data.rows)).astype(np.float32)
+    beside = write_reference(data.rows, [a + b for a, b in zip(logprobs, shift, strict=True)], tmp_path / "reference")
+    build(data.plan, [data.folder], tmp_path / "flat", [beside])
+    objective = Objective(kl=KL(weight=0.5, variant="target"))
+    given = {"objective": objective, "corpus": open_corpus(tmp_path / "flat")}
+    trainer = make({"packing": packing}, {"micro_batch": 3}, **given)
+    trained = [int((data.rows[i]["roles"] == 3).sum()) for i in data.order[:8]]
+    moved = -0.5 * np.average(shift[data.order[:8]], weights=trained)
+    assert trainer.run(stop=1)[0] == pytest.approx(make({"packing": packing}).run(stop=1)[0] + moved, abs=1e-4)
+
+
+def test_too_few_log_probabilities_are_refused(make: Make, data: Data, tmp_path: Path) -> None:
+    beside = write_reference(data.rows, [np.zeros(6, np.float32)] * len(data.rows), tmp_path / "reference")
+    build(data.plan, [data.folder], tmp_path / "flat", [beside])
+    with pytest.raises(DataError, match="fewer tokens than are trained"):
+        make(objective=Objective(kl=KL(variant="target")), corpus=open_corpus(tmp_path / "flat"))
 
 
 def test_noise_is_named_by_the_step(make: Make, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from cuvee.loss import token_nll, weighted_sum
 from training import regularise
-from training.regularise import Neftune, kl_penalty, neftune_range, reference_bytes, target_penalty
+from training.regularise import Neftune, kl_penalty, neftune_range, target_penalty
 
 
 def embedding() -> torch.nn.Embedding:
@@ -88,8 +88,3 @@ def test_the_target_penalty_only_scales_the_gradient(weight: float) -> None:
 
 def test_the_target_penalty_is_the_difference_of_log_probabilities() -> None:
     assert target_penalty(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, 3.0]])).tolist() == [[0.0, 1.0]]
-
-
-def test_memory_of_the_reference_by_hand() -> None:
-    """135 M parameters and 512 x 49,152 logits in bf16, and 512 x 49,152 x 3 in float32."""
-    assert reference_bytes(135_000_000, 49_152, 512) == 2 * (135_000_000 + 512 * 49_152) + 12 * 512 * 49_152
