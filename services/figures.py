@@ -306,7 +306,7 @@ def difference(a: Node, b: Node) -> str:
     for name in sorted({*a.inputs, *b.inputs}):
         left, right = a.inputs.get(name), b.inputs.get(name)
         if left is None or right is None:
-            return f"{b.label}: {name.partition('.')[2] or name} is {'added' if left is None else 'left out'}"
+            return f"{b.label}: {name.replace('.', ' ')} is {'added' if left is None else 'left out'}"
         if found := difference(left, right):
             return found
     if a.seed != b.seed:
