@@ -182,7 +182,8 @@ def open_corpus(folder: Path) -> Corpus:
 
 def _with_reference(folders: Sequence[Path], reference: Sequence[Path]) -> Iterator[tuple[Path, pa.Table | None]]:
     """The parts of the folders, each with the log-probabilities of its rows."""
-    for folder, beside in zip(folders, reference or [None] * len(folders), strict=True):
+    besides: Sequence[Path | None] = reference or [None] * len(folders)
+    for folder, beside in zip(folders, besides, strict=True):
         for part in parts_of([folder]):
             yield part, None if beside is None else pq.read_table(beside / part.name)
 

@@ -25,6 +25,7 @@ ARMS = {
     "dmt/table4": (15, 9),
     "dmt/table5": (12, 6),
     "dmt/table6": (10, 6),
+    "instruction_modelling/overfitting": (12, 4),
     "instruction_modelling/ratio": (6, 6),
     "instruction_modelling/size": (12, 6),
     "instruction_modelling/table1": (23, 8),
