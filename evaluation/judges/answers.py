@@ -4,7 +4,7 @@ The answer is taken by the first rule that finds one, in this order, and from th
   1. `sentence`: after "the answer is" (or a regex of the recipe), up to the end of that sentence;
   2. `hash`: after `####` (GSM8K);
   3. `boxed`: inside `\boxed{}` (MATH);
-  4. `last`: the last number of the text.
+  4. `last`: the last number of the text; without any digits, its last number in words.
 A required sentence comes first because a last number may be anything: "The answer is 18. I checked it in 2 ways."
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from evaluation.judges import numbers
+from evaluation.judges import numbers, words
 from evaluation.judges.numbers import Number
 from evaluation.judges.units import UNITS
 
@@ -98,7 +98,7 @@ class Extract:
                 answer = _last(text)
             if answer is not None:
                 return answer
-        return None
+        return _worded("last", text) if "last" in self._rules else None
 
     def _sentence(self, text: str) -> Answer | None:
         if self._pattern is not None:
@@ -133,7 +133,7 @@ def _read(rule: str, segment: str) -> Answer | None:
         bare = re.split(r"=|≈|\\approx", bare)[-1].strip()
     found = numbers.find(bare)
     if not found:
-        return Answer(rule, bare, symbolic=True) if _MATH.search(bare) else None
+        return Answer(rule, bare, symbolic=True) if _MATH.search(bare) else _worded(rule, bare, first=True)
     number, start, end = found[0]
     answer = Answer(rule, bare, number=number)
     if _ATTACHED.match(bare, end) or _MATH.search(bare[:start]):
@@ -141,6 +141,18 @@ def _read(rule: str, segment: str) -> Answer | None:
     elif len({item[0].value for item in found}) > 1 and _HEDGE.search(bare):
         answer.doubt = "the answer names several numbers"
     elif _DENIED.search(bare, 0, start):
+        answer.doubt = DENIED
+    return answer
+
+
+def _worded(rule: str, text: str, *, first: bool = False) -> Answer | None:
+    """A number that is written in words."""
+    found = words.find(text[-400:])
+    if not found:
+        return None
+    value, start, end = found[0 if first else -1]
+    answer = Answer(rule, text[-400:][start:end], number=Number(value, None, 99))
+    if _DENIED.search(text[-400:], 0, start):
         answer.doubt = DENIED
     return answer
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cuvee import rows
 from cuvee.errors import RecipeError
 from cuvee.protocols import Case, Label, Verdict
-from evaluation.judges import JudgeConfig, answers, build, fits
+from evaluation.judges import JudgeConfig, answers, build, fits, words
 from evaluation.judges.calibrate import calibrate, kappa
 from evaluation.judges.numbers import find, fold
 
@@ -36,7 +36,7 @@ def test_it_agrees_with_the_hand_labelled_pairs() -> None:
     assert min(Counter(row["label"] for row in PAIRS).values()) >= 5
 
 
-@pytest.mark.parametrize(("number", "accuracy", "accepts"), [(1, 0.94, 0), (2, 0.88, 2)])
+@pytest.mark.parametrize(("number", "accuracy", "accepts"), [(1, 0.97, 0), (2, 0.88, 2)])
 def test_it_keeps_what_it_reached_on_pairs_written_later(number: int, accuracy: float, accepts: int) -> None:
     """Labelled before the judge saw them (see benchmarks/judges.py); a wrong target costs more than a lost one."""
     rows = [row for row in LATER if row["set"] == number]
@@ -68,6 +68,45 @@ def test_the_short_way_to_a_last_number_reads_as_the_grammar_does(head: str, num
     assert Fraction(short.digits) == last.value
     assert short.unit == last.unit
     assert short.text.startswith(text[-70:][start:])
+
+
+FEW = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+       "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")  # fmt: skip
+TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+
+
+def spelled(n: int) -> str:
+    """A whole number in English words."""
+    if n < 20:
+        return FEW[n]
+    if n < 100:
+        return f"{TENS[n // 10]}-{FEW[n % 10]}" if n % 10 else TENS[n // 10]
+    for size, word, joint in ((10**6, "million", " "), (1000, "thousand", " "), (100, "hundred", " and ")):
+        if n >= size:
+            return f"{spelled(n // size)} {word}" + (joint + spelled(n % size) if n % size else "")
+    raise AssertionError
+
+
+@given(st.integers(0, 10**9 - 1))
+def test_numbers_in_words_are_read_as_they_are_spelled(n: int) -> None:
+    expected = [] if n == 1 else [n]
+    assert [value for value, _, _ in words.find(f"There are {spelled(n)} left.")] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("three dozen", 36), ("a dozen eggs", 12), ("Half of them", Fraction(1, 2)), ("two thirds", Fraction(2, 3)),
+     ("two and a half hours", Fraction(5, 2)), ("three quarters", Fraction(3, 4)), ("one hundred", 100), ("one", 1)],
+)  # fmt: skip
+def test_parts_and_dozens_in_words(text: str, value: Fraction) -> None:
+    assert [found for found, _, _ in words.find(text)] == [value]
+
+
+def test_words_that_are_no_number() -> None:
+    for text in ("the third of them", "one of the two-three", "no one", "a thousandth", "tent", "someone"):
+        assert words.find(text) == [], text
+    assert judge(("The answer is eight. I needed 2 steps", "8"))[0].label == Label.EQUIVALENT
+    assert judge(("It is not seven", "7"))[0].label == Label.DIFFERENT
 
 
 def test_times_ratios_and_composed_quantities() -> None:
