@@ -22,7 +22,7 @@ from cuvee.errors import RecipeError, nearest
 from services import overlay
 from services.recipe import Recipe, parse
 from services.variables import resolve
-from services.variants import STREAMS, Arms, Contrast
+from services.variants import STREAMS, Arms, Contrast, Repeat
 from services.yaml_lines import Document, Path_
 
 _PLURAL = ("let", "arms", "repeat", "contrasts", "published")
@@ -193,11 +193,24 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
 
 def _seeded(recipe: Recipe, variant: str, settings: dict[str, str], document: Recipe) -> Iterator[Arm]:
     repeat = recipe.repeat
+    if repeat and repeat.apart:
+        yield from _apart(repeat, variant, settings, document)
+        return
     for seed in repeat.seeds if repeat else (recipe.seed,):
         varies = repeat.vary if repeat else ()
         seeds: dict[str, int] = {stream: seed if stream in varies else recipe.seed for stream in STREAMS}
         name = f"{variant},seed={seed}" if repeat and len(repeat.seeds) > 1 else variant
         yield Arm(name, variant, settings, seed, tuple(varies), seeds, document)
+
+
+def _apart(repeat: Repeat, variant: str, settings: dict[str, str], document: Recipe) -> Iterator[Arm]:
+    """The run with the first seed in all streams, and for each stream one with every other seed in it alone."""
+    first: dict[str, int] = dict.fromkeys(STREAMS, repeat.seeds[0])
+    yield Arm(f"{variant},seed={repeat.seeds[0]}", variant, settings, repeat.seeds[0], (), first, document)
+    for stream in repeat.vary:
+        for seed in repeat.seeds[1:]:
+            name = f"{variant},{stream}={seed}"
+            yield Arm(name, variant, settings, seed, (stream,), {**first, stream: seed}, document)
 
 
 def _check_names(recipe: Recipe, arms: Sequence[Arm]) -> None:

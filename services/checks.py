@@ -129,6 +129,9 @@ def _measure_faults(recipe: Recipe) -> Iterator[Fault]:
         if number.isdigit() and stage in recipe.stages and not 1 <= int(number) <= recipe.epochs_of(stage):
             yield ("evaluate", "at"), f"{stage} has {recipe.epochs_of(stage)} epochs, and no {word}", ""
 
+    if recipe.contrasts and recipe.repeat and recipe.repeat.apart:
+        yield ("contrasts",), "a contrast needs seeds that move their streams together", "leave `repeat.apart` out"
+
 
 def _has(recipe: Recipe, table: str, operation: str) -> bool:
     return table in recipe.data and any(recipe.data[name].find(operation) for name in recipe.lineage(table))

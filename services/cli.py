@@ -24,6 +24,7 @@ COMMANDS = {
     "init": ("recipes", "Write a commented starter recipe."),
     "plan": ("recipes", "Show the steps of a recipe, what is done, and what the rest will cost."),
     "run": ("recipes", "Run a recipe; finished steps are reused."),
+    "noise": ("recipes", "How much the scores of a recipe move with its seeds, and what that hides."),
     "report": ("recipes", "Write the report of a run again, as HTML, Markdown or JSON."),
     "submit": ("jobs", "Send a recipe to a Ray cluster and follow it."),
     "jobs": ("jobs", "List the jobs of a cluster."),

@@ -42,13 +42,19 @@ class TaskOptions(Config):
         default=None, ge=0, description="worked examples before the question; the task's own if absent"
     )
     limit: int | None = Field(default=None, ge=1, description="first so many items; all if absent")
+    chat: bool | None = Field(default=None, description="ask through the chat template; the task's own way if absent")
+    max_new_tokens: int | None = Field(default=None, ge=1, description="tokens of an answer; the task's own if absent")
+    data: str = Field(
+        default="",
+        description='other rows than the package\'s: a file in the hub\'s format, "hub:" or "hub:name@split"',
+    )
 
 
 class Judged(Config):
     """An open-ended set (such as MT-Bench) and who judges the answers."""
 
     judge: JudgeConfig | None = Field(default=None, description="the judge; the set's own if absent")
-    times: int = Field(default=1, ge=1, description="judgements per answer, averaged")
+    times: int = Field(default=1, ge=1, description="judgements per answer: one greedy, or more sampled and averaged")
 
 
 class Evaluate(Config):

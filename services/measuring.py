@@ -5,13 +5,15 @@ Tasks and tables are measured by steps of their own, so that adding a benchmark 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from services.graph import Node
+from services.measures import TaskOptions
 
 if TYPE_CHECKING:
+    from evaluation.data import Source
     from services.plan import Builder
 
 
@@ -54,19 +56,26 @@ class Measures:
         found = []
         for name, purposes in kinds.items():
             task = tasks.get(name)
-            own = self.spec.options.get(suites.plain(name))
-            options = {
-                "limit": (own.limit if own else None) or self.spec.limit,
-                "shots": own.shots if own else None,
-            }
+            own = self.options(name)
+            options = {"limit": own.limit or self.spec.limit, "shots": own.shots, **_asked(own)}
             config: dict[str, Any] = {"task": name, "version": task.version, "options": options, "judge": None}
-            found.append(self.measured(suites.plain(name), "+".join(purposes), config, {}))
+            found.append(self.measured(suites.plain(name), "+".join(purposes), config, {}, task.sources))
         for name, judged in self.spec.judged.items():
-            config = {"task": name, "version": tasks.get(name).version, "options": {"limit": self.spec.limit}}
+            own, task = self.options(name), tasks.get(name)
+            options = {"limit": own.limit or self.spec.limit, **_asked(own)}
+            config = {"task": name, "version": task.version, "options": options}
             config |= {"judge": None, "times": judged.times}
+            if judged.times > 1:
+                config["seed"] = self.builder.seeds["judge"]  # one judgement is greedy and draws nothing
             links = self.builder.judge_models(config, judged.judge)
-            found.append(self.measured(name, "judged", config, links))
+            found.append(self.measured(name, "judged", config, links, task.sources))
         return found
+
+    def options(self, task: str) -> TaskOptions:
+        """How the recipe wants a task to be asked."""
+        from evaluation import suites
+
+        return self.spec.options.get(suites.plain(task)) or TaskOptions()
 
     def on_tables(self) -> list[Measure]:
         found = []
@@ -92,11 +101,34 @@ class Measures:
             found.append(self.measured(f"{task}.{table}", task, config, links))
         return found
 
-    def measured(self, task: str, kind: str, config: dict[str, Any], links: Mapping[str, Node]) -> Measure:
+    def measured(
+        self, task: str, kind: str, config: dict[str, Any], links: Mapping[str, Node], sources: Sequence[Source] = ()
+    ) -> Measure:
         config["chat"] = self.builder.chat(self.name)
         inputs = {"model": self.model, **links}
         execution = self.builder.engine(self.name)
+        digest = ""
+        if sources and (at := self.options(task).data):
+            # As of tables: what the rows are is in the key, and not where they lie.
+            execution |= {"data": {task: at}}
+            digest = self.builder.rows_digest(_hub_named(at, sources[0]))
         seed = self.builder.seeds["judge"]
         label = f"{self.point} · {task}"
-        node = self.builder.node("evaluate", label, config, inputs, seed=seed, execution=execution, model=self.model)
+        node = self.builder.node(
+            "evaluate", label, config, inputs, data=digest, seed=seed, execution=execution, model=self.model
+        )
         return Measure(self.point, task, kind, node)
+
+
+def _asked(own: TaskOptions) -> dict[str, Any]:
+    """What a recipe says of the way to ask; nothing where it is the task's own."""
+    return own.model_dump(include={"chat", "max_new_tokens"}, exclude_none=True)
+
+
+def _hub_named(at: str, source: Source) -> dict[str, str]:
+    """A task's rows as a source of the recipe; the data set and split of the task where none is named."""
+    if not at.startswith("hub:"):
+        return {"path": at}
+    name, _, split = at.removeprefix("hub:").partition("@")
+    address = name or (f"{source.hub}/{source.config}" if source.config else source.hub)
+    return {"path": f"hub:{address}", "split": split or source.split}

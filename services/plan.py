@@ -234,12 +234,16 @@ class Builder:
         name = source_name(origin)
         settings.pop("name", None)
         source = sources.Source.model_validate(settings)
-        word = source.model_dump_json()
-        digest = self.where.digest(f"source {word}", lambda: sources.digest(source, self.cache))
+        digest = self.rows_digest(settings)
         # The address is not in the key: a file that is moved is the same data (its content is in the digest).
         config = {"name": name, "seed": self.recipe.seed if source.draws else 0}
         execution = {"source": source.model_dump(mode="json", exclude_defaults=True)}
         return self.node("load", f"{name} · load", config, {}, data=digest, execution=execution)
+
+    def rows_digest(self, settings: Mapping[str, Any]) -> str:
+        """The digest of a source's rows."""
+        source = sources.Source.model_validate(settings)
+        return self.where.digest(f"source {source.model_dump_json()}", lambda: sources.digest(source, self.cache))
 
     def operation(self, table: str, operation: Operation, state: TableState) -> TableState:
         """One entry of `do`."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cuvee.errors import UserError
+from services import noise
 from services.measuring import Measure
 from services.plan import ArmPlan, Plan
 from services.store import Store
@@ -246,6 +247,7 @@ def collect(plan: Plan, store: Store) -> dict[str, Any]:
         "retention": [drop for arm in plan.arms for drop in retention(arm, store)],
         "contamination": [record for arm in plan.arms for record in contamination(arm, store)],
         "contrasts": declared,
+        "noise": noise.measured(plan, store),
     }
 
 

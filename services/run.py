@@ -35,6 +35,9 @@ class Request:
     store: str = "cuvee-store"
     address: str | None = None
     keep_going: bool | None = None
+    recipe: Recipe | None = None
+    """The recipe itself, where it was made from the one in the file; `command` says how."""
+    command: Sequence[str] = ()
 
 
 @dataclass
@@ -58,7 +61,7 @@ def open_plan(request: Request, store: Store) -> Plan:
     """The plan of a recipe file."""
     from services.arms import expand
 
-    recipe = load(request.path, request.profiles, request.overrides)
+    recipe = request.recipe or load(request.path, request.profiles, request.overrides)
     return make_plan(recipe, expand(recipe), store)
 
 
@@ -162,6 +165,7 @@ def manifest_of(plan: Plan, name: str, request: Request, start: float) -> dict[s
         "path": str(request.path),
         "profiles": list(request.profiles),
         "overrides": [redact(text) for text in request.overrides],
+        "command": list(request.command) or ["run", str(request.path)],
         "started": start,
         "status": "running",
         "keys": [node.key for node in nodes],

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cuvee.errors import UserError
+from cuvee.errors import UserError, nearest
 from services import single_files as files
 from services.single import MODEL, Session, builder, checked, model_spec
 from services.single_respond import models_of, with_model
@@ -25,6 +25,9 @@ class EvaluateRequest:
     shots: int | None = None
     judge: Any = None
     template: str | None = None
+    chat: bool | None = None
+    max_new_tokens: int | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
 
 
 def evaluate(session: Session, request: EvaluateRequest) -> dict[str, Any]:
@@ -61,8 +64,18 @@ def recipe_of(request: EvaluateRequest) -> dict[str, Any]:
     models = {MODEL: model_spec(request.model, request.template)}
     if request.limit:
         measured["limit"] = request.limit
+    said = {"chat": request.chat, "max_new_tokens": request.max_new_tokens}
+    options: dict[str, dict[str, Any]] = {
+        suites.plain(name): {k: v for k, v in said.items() if v is not None} for name in names
+    }
     if request.shots is not None:
-        measured["options"] = {suites.plain(name): {"shots": request.shots} for name in measured["tasks"]}
+        for name in measured["tasks"]:
+            options[suites.plain(name)]["shots"] = request.shots
+    for name, at in request.data.items():
+        if suites.plain(name) not in options:
+            raise UserError(f"--data names {name}, which is not asked", remedy=nearest(name, options))
+        options[suites.plain(name)]["data"] = at
+    measured["options"] = {name: one for name, one in options.items() if one}
     if chat:
         if request.judge is None:
             raise UserError(f"{chat[0]} needs `judge`, a model that grades", remedy=f"--judge '{RATING}'")

@@ -90,6 +90,10 @@ class Repeat(Config):
 
     seeds: tuple[int, ...]
     vary: tuple[Stream, ...] = ("sample", "order", "init", "generation")
+    apart: bool = Field(
+        default=False,
+        description="one stream at a time from the first seed on, to see what each does; `cuvee noise` writes it",
+    )
 
     @field_validator("seeds")
     @classmethod

@@ -139,8 +139,10 @@ class ChatTask:
         for (key, turn), (messages, completion) in done.items():
             if completion.finish != "failed":
                 cases.append((f"{key}/{turn + 1}", shown(messages), completion.text, _reference(of[key], turn)))
-        decided = rating.grade(judging, cases) if self.metric == "grade" else rating.prefer(judging, cases)
+        how = rating.Judging(options.judgements, options.judge_seed)
+        decided = (rating.grade if self.metric == "grade" else rating.prefer)(judging, cases, judging=how)
         own = " self-judged" if judging.name == model.name else ""
+        own += f" times={options.judgements}" if options.judgements > 1 else ""
         version = stamp(
             self.version, options, shots=0, chat=True, extra=f"judge={judging.name}@rating-{rating.VERSION}{own}"
         )

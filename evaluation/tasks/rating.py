@@ -8,7 +8,7 @@ models prefer a place, and only a preference that survives the exchange is a win
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cuvee.protocols import Decoding, Generate, Message, Request
@@ -57,15 +57,54 @@ class Rated:
     reason: str
 
 
-def grade(judge: Generate, cases: Sequence[tuple[str, str, str, str]], rubric: str = RUBRIC) -> dict[str, Rated]:
+@dataclass(frozen=True)
+class Judging:
+    """How often each answer is judged. Once is greedy; more often is sampled, each time with seeds of its own, and the
+    mean over the times that decided counts."""
+
+    times: int = 1
+    seed: int = 0
+
+    def decoding(self, choices: Sequence[str]) -> Decoding:
+        return Decoding(max_new_tokens=4, choices=tuple(choices), temperature=0.0 if self.times == 1 else 1.0)
+
+    def ask(self, what: str, key: str, text: str, number: int) -> Request:
+        seed = stream_seed(0, what, key) if self.times == 1 else stream_seed(self.seed, what, key, number)
+        return Request(key, (Message(role="user", content=text),), seed=seed)
+
+    def over(self, once: Callable[[int], dict[str, Rated]]) -> dict[str, Rated]:
+        """The mean of `once(0)`, `once(1)`, … for each key."""
+        rounds = [once(number) for number in range(self.times)]
+        return {key: _mean([found[key] for found in rounds]) for key in rounds[0]}
+
+
+ONCE = Judging()
+
+
+def _mean(rated: Sequence[Rated]) -> Rated:
+    scores = [one.score for one in rated if one.score is not None]
+    if len(rated) == 1 or not scores:
+        return rated[0]
+    undecided = f", {len(rated) - len(scores)} undecided" if len(scores) < len(rated) else ""
+    return Rated(sum(scores) / len(scores), f"mean of {', '.join(f'{score:g}' for score in scores)}{undecided}")
+
+
+def grade(
+    judge: Generate, cases: Sequence[tuple[str, str, str, str]], rubric: str = RUBRIC, *, judging: Judging = ONCE
+) -> dict[str, Rated]:
     """Grades 1 to 10 of (id, question, answer, reference or "") by a rubric of a sentence or more."""
+    return judging.over(lambda number: _grade(judge, cases, rubric, judging, number))
+
+
+def _grade(
+    judge: Generate, cases: Sequence[tuple[str, str, str, str]], rubric: str, judging: Judging, number: int
+) -> dict[str, Rated]:
     requests = []
     for key, question, answer, reference in cases:
         given = f"<reference>\n{reference}\n</reference>\n" if reference else ""
-        requests.append(
-            _ask("grade", key, _GRADE.format(rubric=rubric, question=question, reference=given, answer=answer))
-        )
-    done = collect(judge, requests, Decoding(max_new_tokens=4, choices=GRADES))
+        text = _GRADE.format(rubric=rubric, question=question, reference=given, answer=answer)
+        requests.append(judging.ask("grade", key, text, number))
+    done = collect(judge, requests, judging.decoding(GRADES))
     out = {}
     for key, completion in done.items():
         word = completion.text.strip()
@@ -78,13 +117,20 @@ def grade(judge: Generate, cases: Sequence[tuple[str, str, str, str]], rubric: s
     return out
 
 
-def prefer(judge: Generate, cases: Sequence[tuple[str, str, str, str]]) -> dict[str, Rated]:
+def prefer(judge: Generate, cases: Sequence[tuple[str, str, str, str]], *, judging: Judging = ONCE) -> dict[str, Rated]:
     """Of (id, question, answer, other): 1 when the answer is better in both orders, 0 when the other is, else 0.5."""
+    return judging.over(lambda number: _prefer(judge, cases, judging, number))
+
+
+def _prefer(
+    judge: Generate, cases: Sequence[tuple[str, str, str, str]], judging: Judging, number: int
+) -> dict[str, Rated]:
     requests = []
     for key, question, answer, other in cases:
-        requests.append(_ask("prefer", f"{key}\x1fab", _COMPARE.format(question=question, a=answer, b=other)))
-        requests.append(_ask("prefer", f"{key}\x1fba", _COMPARE.format(question=question, a=other, b=answer)))
-    done = collect(judge, requests, Decoding(max_new_tokens=4, choices=("A", "B", "C")))
+        for order, (a, b) in (("ab", (answer, other)), ("ba", (other, answer))):
+            text = _COMPARE.format(question=question, a=a, b=b)
+            requests.append(judging.ask("prefer", f"{key}\x1f{order}", text, number))
+    done = collect(judge, requests, judging.decoding(("A", "B", "C")))
     value = {"ab": {"A": 1.0, "B": 0.0, "C": 0.5}, "ba": {"A": 0.0, "B": 1.0, "C": 0.5}}
     out = {}
     for key, *_ in cases:
@@ -102,7 +148,3 @@ def prefer(judge: Generate, cases: Sequence[tuple[str, str, str, str]]) -> dict[
         else:
             out[key] = Rated(0.5, f"the orders disagree: {said['ab']} and exchanged {said['ba']}")
     return out
-
-
-def _ask(what: str, key: str, text: str) -> Request:
-    return Request(key, (Message(role="user", content=text),), seed=stream_seed(0, what, key))

@@ -37,6 +37,8 @@ class EvalOptions(Config):
     shots: int | None = Field(default=None, ge=0, description="worked examples before the question")
     chat: bool | None = Field(default=None, description="ask through the model's chat template")
     max_new_tokens: int | None = Field(default=None, ge=1, description="tokens of an answer")
+    judgements: int = Field(default=1, ge=1, description="of each answer of judged chat; more than one are sampled")
+    judge_seed: int = Field(default=0, description="of sampled judgements")
     data: dict[str, str] = Field(default_factory=dict, description='task → path, glob, "hub:" or "hub:name@split"')
 
 

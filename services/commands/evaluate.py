@@ -18,6 +18,17 @@ from services.commands.single import session
 @click.option("--model", help=MODEL_HELP)
 @click.option("--limit", type=click.IntRange(min=1), help="Items of each task; all if absent.")
 @click.option("--shots", type=click.IntRange(min=0), help="Worked examples before each question.")
+@click.option(
+    "--chat/--no-chat", default=None, help="Ask through the chat template or not; the task's own way if absent."
+)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Tokens of an answer; the task's own if absent.")
+@click.option(
+    "--data",
+    "data",
+    multiple=True,
+    metavar="TASK=WHERE",
+    help="Rows from a file in the hub's format, or hub:name@split.",
+)
 @click.option("--judge", help="For judged chat: a judge as in a recipe, e.g. '{rating: {model: hub:org/name}}'.")
 @click.option("--template", help="Chat template in place of the model's: a Jinja file.")
 @click.option("--out", type=click.Path(file_okay=False), help="Folder for items.parquet and summary.json.")
@@ -49,6 +60,9 @@ def evaluate(tasks: str, model: str | None, out: str | None, store: str, as_json
         shots=said["shots"],
         judge=yaml_value(said["judge"], "--judge") if said["judge"] else None,
         template=said["template"],
+        chat=said["chat"],
+        max_new_tokens=said["max_new_tokens"],
+        data=dict(_pair(text) for text in said["data"]),
     )
     with session(store, "evaluate", as_json=as_json, address=said["address"]) as work:
         summary = score(work, request)
@@ -58,6 +72,13 @@ def evaluate(tasks: str, model: str | None, out: str | None, store: str, as_json
     for task, figures in summary["tasks"].items():
         click.echo(f"{task:<24} {figures['metric']:<12} {_score(figures)}")
     click.echo(f"items: {Path(str(out)) / 'items.parquet'}")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    task, found, where = text.partition("=")
+    if not (task and found and where):
+        raise UserError(f"--data {text}", remedy="write --data gsm8k=test.jsonl")
+    return task, where
 
 
 def _score(figures: dict[str, Any]) -> str:

@@ -1,15 +1,20 @@
-"""`cuvee init`, `plan`, `run`, `report`: recipes from file to results."""
+"""`cuvee init`, `plan`, `run`, `noise`, `report`: recipes from file to results."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cuvee.errors import UserError
 from services.commands.common import address_option, json_option, print_json, recipe_options, store_option
+from services.variants import STREAMS
+
+if TYPE_CHECKING:
+    from services.run import Request
 
 
 @click.command()
@@ -74,15 +79,60 @@ def run(
 
     Example: cuvee run recipes/quickstart.yaml
     """
-    from services.run import Request, first_failure
-    from services.run import run as execute
+    from services.run import Request
+
+    execute(Request(Path(recipe), profiles, overrides, store, address), as_json=as_json)
+
+
+@click.command()
+@recipe_options
+@click.option("--seeds", type=click.IntRange(min=2), default=3, show_default=True, help="Seeds of each stream.")
+@click.option(
+    "--vary",
+    default=",".join(STREAMS),
+    show_default=True,
+    help="Streams to vary, one at a time; one that nothing draws from costs nothing.",
+)
+@click.option("--arm", help="An arm of the recipe, without its seed; the first one if absent.")
+@store_option
+@address_option
+@json_option
+def noise(
+    recipe: str,
+    profiles: tuple[str, ...],
+    overrides: tuple[str, ...],
+    seeds: int,
+    vary: str,
+    arm: str | None,
+    store: str,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Run one arm of RECIPE over seeds, one stream of them at a time: whose luck the scores depend on, and how large a
+    difference between arms must be to show.
+
+    Example: cuvee noise recipes/quickstart.yaml --seeds 3 --vary sample,order
+    """
+    from services.noise import noise_recipe
+    from services.recipe import load
+    from services.run import Request
+
+    streams = [word.strip() for word in vary.split(",") if word.strip()]
+    made = noise_recipe(load(recipe, profiles, overrides), arm=arm, seeds=seeds, vary=streams)
+    command = ["noise", recipe, "--seeds", str(seeds), "--vary", ",".join(streams), *(["--arm", arm] if arm else [])]
+    execute(Request(Path(recipe), profiles, overrides, store, address, recipe=made, command=command), as_json=as_json)
+
+
+def execute(request: Request, *, as_json: bool) -> None:
+    """Run a recipe and show what came out."""
+    from services.run import first_failure
+    from services.run import run as run_recipe
     from services.terminal import quiet
 
-    request = Request(Path(recipe), profiles, overrides, store, address)
-    log = log_file(store, Path(recipe).stem)
+    log = log_file(request.store, request.path.stem)
     with quiet(log, json=as_json) as terminal:
         try:
-            result = execute(request, terminal, log)
+            result = run_recipe(request, terminal, log)
         except BaseException as error:
             if not isinstance(error, KeyboardInterrupt | UserError):
                 terminal.err.print(tail(log), markup=False, style="dim")
@@ -91,7 +141,9 @@ def run(
         report = result.folder / "report.html"
         if not as_json:
             show_results(terminal, result.found)
-            terminal.out.print(f"\nreport  {report}\nmlflow  cuvee ui --store {store}\nlog     {log}", markup=False)
+            terminal.out.print(
+                f"\nreport  {report}\nmlflow  cuvee ui --store {request.store}\nlog     {log}", markup=False
+            )
             terminal.out.print(f"{len(result.outcomes)} steps in {result.seconds:.0f} s", markup=False)
     if as_json:
         print_json(
@@ -193,7 +245,42 @@ def show_results(terminal: Any, found: dict[str, Any]) -> None:
     for contrast in found["contrasts"]:
         figures = f": {contrast['mean']:+.4f}, p = {contrast['p']:.3f}" if "mean" in contrast else ""
         terminal.out.print(f"contrast {contrast['name']}{figures}: {contrast['verdict']}", markup=False)
+    if found["noise"]:
+        show_noise(terminal, found["noise"])
+
+
+def show_noise(terminal: Any, found: Sequence[dict[str, Any]]) -> None:
+    """The spread over seeds, by stream, and what it hides."""
+    from rich.table import Table
+
+    streams = list(dict.fromkeys(part["stream"] for record in found for part in record["parts"]))
+    seeds = list(found[0]["detectable"])
+    several = len({record["variant"] for record in found}) > 1
+    table = Table(title="noise of seeds (standard deviations)", title_justify="left", header_style="bold")
+    titles = ["task", "mean", *streams, "all", "95% interval", *(f"shows with {n} seeds" for n in seeds)]
+    for title in titles:
+        table.add_column(title, justify="left" if title == "task" else "right", no_wrap=title == "task")
+    for record in found:
+        parts = {part["stream"]: part for part in record["parts"]}
+        table.add_row(
+            f"{record['variant']} {record['task']}" if several else record["task"],
+            _number(record["mean"]),
+            *("" if s not in parts else _spread(parts[s]) for s in streams),
+            _number(record["sd"]),
+            f"{_number(record['low'])} to {_number(record['high'])}",
+            *(_number(record["detectable"][n]) for n in seeds),
+        )
+    terminal.out.print(table)
+    terminal.out.print(
+        "shows with n seeds: the smallest true difference between two arms that a paired t over n seeds finds four "
+        "times in five; –: nothing draws from the stream",
+        markup=False,
+    )
+
+
+def _spread(part: dict[str, Any]) -> str:
+    return _number(part["sd"]) if part["touches"] else "–"
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None or value != value else f"{value:.3f}"

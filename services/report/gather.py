@@ -21,7 +21,7 @@ from services.report.verdict import standing, verdict
 from services.store import Store
 
 NOTHING: Mapping[str, list[Any]] = {
-    name: [] for name in ("scores", "changes", "retention", "contamination", "contrasts")
+    name: [] for name in ("scores", "changes", "retention", "contamination", "contrasts", "noise")
 }
 
 
@@ -39,7 +39,9 @@ def gather(store: Store, run: str) -> dict[str, Any]:
     results["changes"] = [{**change, "standing": standing(change)} for change in results["changes"]]
     steps = list(_steps(artifacts, manifest))
     unfinished = [step for step in steps if not step["done"]]
-    swept = sweep(arms, results)
+    # Seeds that are varied apart are no arms to choose from.
+    apart = (manifest["recipe"].get("repeat") or {}).get("apart", False)
+    swept = None if apart else sweep(arms, results)
     view = {
         "run": run,
         "manifest": {k: v for k, v in manifest.items() if k not in ("nodes", "keys", "results", "outcomes")},
@@ -82,7 +84,7 @@ def _steps(artifacts: Artifacts, manifest: Mapping[str, Any]) -> Iterator[dict[s
 
 def command(store: Store, manifest: Mapping[str, Any]) -> str:
     """What to type to run it again."""
-    words = ["cuvee", "run", manifest["path"]]
+    words = ["cuvee", *manifest.get("command", ["run", manifest["path"]])]
     for name in manifest["profiles"]:
         words += ["--profile", name]
     for text in manifest["overrides"]:

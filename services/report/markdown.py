@@ -26,6 +26,7 @@ def markdown(view: Mapping[str, Any]) -> str:
     parts += table("Retention", "arm, model, mean drop, 95% interval", _retention(results))
     parts += table("Contamination", "arm, model, task, found, of items, score, without them", _contamination(results))
     parts += table("Declared contrasts", "contrast, a minus b, 95% interval, p (Holm), verdict", _contrasts(results))
+    parts += table("Noise of seeds", "arm, task, mean, by stream, all streams, 95% interval", _noise(results))
     if paper := view["published"]:
         lines_ = [[r["arm"], r["metric"], number(r["paper"]), number(r["ours"])] for r in paper["rows"]]
         parts += table(f"Beside the paper: {paper['source']}", "arm, metric, paper, here", lines_)
@@ -71,6 +72,18 @@ def _contrasts(results: Mapping[str, Any]) -> Cells:
     for c in results["contrasts"]:
         interval = signed_between(c.get("low"), c.get("high"))
         found.append([c["name"], signed(c.get("mean")), interval, number(c.get("p_holm")), c["verdict"]])
+    return found
+
+
+def _noise(results: Mapping[str, Any]) -> Cells:
+    found = []
+    for n in results["noise"]:
+        streams = "; ".join(
+            f"{p['stream']} {number(p['sd']) if p['touches'] else 'not drawn from'}" for p in n["parts"]
+        )
+        found.append(
+            [n["variant"], n["task"], number(n["mean"]), streams, number(n["sd"]), between(n["low"], n["high"])]
+        )
     return found
 
 

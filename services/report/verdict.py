@@ -48,6 +48,8 @@ def verdict(
         said.append("There are scores, but nothing to compare: no model was measured both before and after.")
     else:
         said.append("Nothing was measured yet.")
+    if results.get("noise"):
+        said.append(_noise(results["noise"]))
     drops = [d for d in results["retention"] if finals.get(d["arm"]) == d["point"] and d["drop"] is not None]
     if drops:
         said.append(_retention(drops))
@@ -95,6 +97,17 @@ def _changes(changes: Sequence[Mapping[str, Any]], *, several: bool) -> list[str
     elif rest:
         said.append(f"{rest} of {len(changes)} comparisons over {over} show no difference after correction.")
     return said
+
+
+def _noise(found: Sequence[Mapping[str, Any]]) -> str:
+    """The tasks' standard deviations over seeds, and the stream that does most."""
+    known = [n for n in found if n["sd"] is not None][:NAMED]
+    named = []
+    for n in known:
+        most = max((p for p in n["parts"] if p["share"]), key=lambda p: p["share"], default=None)
+        named.append(f"{n['task']} {number(n['sd'])}" + (f" (mostly {most['stream']})" if most else ""))
+    more = f"; and {len(found) - len(named)} more" if len(found) > len(named) else ""
+    return f"Noise of seeds, as standard deviation: {'; '.join(named)}{more}." if named else "Noise of seeds: unknown."
 
 
 def _variant(arm: str) -> str:

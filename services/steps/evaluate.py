@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cuvee import rows
@@ -32,7 +33,9 @@ def evaluate(context: Context) -> dict[str, Any]:
     else:
         task = tasks.get(context.config["task"])
         said = {name: value for name, value in context.config["options"].items() if value is not None}
-        options = tasks.EvalOptions.model_validate(said)
+        options = tasks.EvalOptions.model_validate(
+            {**said, **judging(context.config), "data": context.execution.get("data", {})}
+        )
         if task.kind == "chat":
             judge = judging_model(context)
         items = task.run(
@@ -42,6 +45,11 @@ def evaluate(context: Context) -> dict[str, Any]:
     summary = tasks.summarise(items)
     (context.out / "summary.json").write_text(json.dumps(summary, indent=1))
     return {"items": items.num_rows, "summary": summary}
+
+
+def judging(config: Mapping[str, Any]) -> dict[str, int]:
+    """How often answers are judged, and by which seed where that is sampled."""
+    return {"judgements": config.get("times", 1), "judge_seed": config.get("seed", 0)}
 
 
 def judging_model(context: Context) -> Generate:

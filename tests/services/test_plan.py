@@ -182,6 +182,22 @@ def test_epochs_that_are_measured_are_models_of_one_training(text: str, tmp_path
     assert last.stages["general"].train.key == plain.stages["general"].train.key
 
 
+def test_rows_of_a_task_are_in_its_key_and_their_place_is_not(text: str, tmp_path: Path) -> None:
+    text = text.replace("evaluate: {", "evaluate: {tasks: [gsm8k], options: {gsm8k: {data: FILE, chat: false}}, ")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}')
+    nodes = []
+    for name in ("a", "b"):
+        plan = planned(text.replace("FILE", str(tmp_path / f"{name}.jsonl")), tmp_path)
+        nodes.append(next(m.node for m in plan.arms[0].measures if m.task == "gsm8k"))
+    assert nodes[0].key == nodes[1].key
+    assert nodes[0].execution["data"] == {"gsm8k": str(tmp_path / "a.jsonl")}
+    assert nodes[0].config["options"] == {"limit": None, "shots": None, "chat": False}
+    (tmp_path / "b.jsonl").write_text('{"question": "1 + 2?", "answer": "#### 3"}')
+    plan = planned(text.replace("FILE", str(tmp_path / "b.jsonl")), tmp_path)
+    assert next(m.node for m in plan.arms[0].measures if m.task == "gsm8k").key != nodes[0].key
+
+
 def test_figures_say_how_sure_they_are(text: str, tmp_path: Path) -> None:
     plan = planned(text, tmp_path)
     store = Store(str(tmp_path / "store"))

@@ -10,7 +10,7 @@ import pytest
 from cuvee.errors import UserError
 from evaluation.items import summarise, table
 from evaluation.tasks import EvalOptions, compare_answers, get, length_controlled
-from evaluation.tasks.rating import grade, prefer
+from evaluation.tasks.rating import Judging, grade, prefer
 from tests.evaluation.doubles import Says
 
 
@@ -69,6 +69,23 @@ def test_only_a_preference_in_both_orders_is_a_win() -> None:
     unclear = prefer(Says(lambda prompt: "both"), [("1", "q", "x", "y")])
     assert unclear["1"].score is None
     assert prefer(Says(lambda prompt: None), [("1", "q", "x", "y")])["1"].score is None
+
+
+def test_several_judgements_are_sampled_with_their_seeds_and_averaged() -> None:
+    grades = iter("3579")
+    judge = Says(lambda prompt: next(grades))
+    found = grade(judge, [("1", "q", "a", "")], judging=Judging(4, seed=1))
+    assert (found["1"].score, found["1"].reason) == (6.0, "mean of 3, 5, 7, 9")
+    assert len({request.seed for request in judge.requests}) == 4
+    assert {decoding.temperature for decoding in judge.decodings} == {1.0}
+    other = Says(lambda prompt: "3")
+    grade(other, [("1", "q", "a", "")], judging=Judging(4, seed=2))
+    assert not {r.seed for r in other.requests} & {r.seed for r in judge.requests}
+    said = iter(["A", "A", "what", "B"])  # a win of neither order, then no verdict
+    assert prefer(Says(lambda prompt: next(said)), [("1", "q", "x", "y")], judging=Judging(2))["1"].score == 0.5
+    once = Says(lambda prompt: "3")
+    grade(once, [("1", "q", "a", "")])
+    assert once.decodings[0].temperature == 0.0
 
 
 def test_a_reference_is_shown_to_the_judge_where_there_is_one() -> None:

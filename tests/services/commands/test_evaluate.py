@@ -31,6 +31,8 @@ def test_the_list_says_what_is_here_and_how_to_get_the_rest(capfd: pytest.Captur
         (["--tasks", "gsm8k", "--model", "m"], "--out"),
         (["--tasks", "gsm9k", "--model", "m", "--out", "o"], "gsm8k"),
         (["--tasks", "mt_bench", "--model", "m", "--out", "o"], "`judge`"),
+        (["--tasks", "arc_easy", "--model", "m", "--out", "o", "--data", "gsm8k=a.jsonl"], "not asked"),
+        (["--tasks", "arc_easy", "--model", "m", "--out", "o", "--data", "a.jsonl"], "--data gsm8k=test.jsonl"),
         (["--tasks", ",", "--model", "m", "--out", "o"], "no task"),
         (["--tasks", "arc_easy", "--model", "nowhere", "--out", "o"], "nowhere"),
     ],
@@ -49,6 +51,9 @@ def test_the_command_is_a_recipe(tmp_path: Path) -> None:
     recipe = parse(Document(recipe_of(EvaluateRequest("m", ["dmt@", "arc_easy@3"][1:], tmp_path, limit=7, shots=2))))
     assert recipe.evaluate.tasks == ("arc_easy@3",)
     assert (recipe.evaluate.limit, recipe.evaluate.options["arc_easy"].shots) == (7, 2)
+    said = EvaluateRequest("m", ["arc_easy"], tmp_path, chat=True, max_new_tokens=9, data={"arc_easy": "a.jsonl"})
+    options = parse(Document(recipe_of(said))).evaluate.options["arc_easy"]
+    assert (options.chat, options.max_new_tokens, options.data, options.shots) == (True, 9, "a.jsonl", None)
     suite = parse(Document(recipe_of(EvaluateRequest("m", ["builtin"], tmp_path))))
     assert suite.evaluate.tasks == suites.SUITES["builtin"].tasks
 
