@@ -198,10 +198,16 @@ def _directory(identifier: str) -> Path:
     return folder.resolve()
 
 
+def hub_errors() -> tuple[type[BaseException], ...]:
+    """What the hub's client raises when the hub refuses or cannot be reached: its HTTP library's errors among them."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (*(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"), HfHubHTTPError, OSError)
+
+
 def _commit(repository: str, revision: str | None) -> str:
     """The commit that a revision names: asked of the hub, or of its cache when offline."""
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     from huggingface_hub.file_download import repo_folder_name
 
     if revision and _COMMIT.fullmatch(revision):
@@ -211,7 +217,7 @@ def _commit(repository: str, revision: str | None) -> str:
     if not offline:
         try:
             return str(HfApi().model_info(repository, revision=revision, timeout=20).sha)
-        except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        except hub_errors() as error:
             reason = str(error).splitlines()[0]
     cached = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
     ref = cached / "refs" / (revision or "main")
@@ -229,14 +235,13 @@ def _download(repository: str, commit: str) -> Path:
     Code of the repository is not downloaded.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         for weights in ("*.safetensors", "*.bin"):
             folder = Path(snapshot_download(repository, revision=commit, allow_patterns=[*_TEXT_FILES, weights]))
             if any(folder.glob(weights)):
                 return _directory(str(folder))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except hub_errors() as error:
         raise MissingError(
             f"hub:{repository} at {commit[:12]} cannot be downloaded: {str(error).splitlines()[0]}",
             remedy=f"hf download {repository} --revision {commit}",

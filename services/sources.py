@@ -286,7 +286,9 @@ def _limited(table: pa.Table, source: Source, seed: int) -> pa.Table:
 def _commit(target: _Hub) -> str:
     """The commit that a revision names now: from the hub, or from its local cache when the hub is out of reach."""
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    from services.models import hub_errors
 
     try:
         info = HfApi().dataset_info(target.repository, revision=target.revision, timeout=10)
@@ -295,7 +297,7 @@ def _commit(target: _Hub) -> str:
             f"the hub has no data set {target.repository} at {target.revision or 'main'} that you may read",
             remedy="check the name; for a gated data set accept its terms and set HF_TOKEN",
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except hub_errors() as error:
         folder = Path(constants.HF_HUB_CACHE) / f"datasets--{target.repository.replace('/', '--')}"
         ref = folder / "refs" / (target.revision or "main")
         if ref.is_file():

@@ -261,6 +261,28 @@ def test_the_hub_out_of_reach_says_what_to_do() -> None:
         load("gsm8k")
 
 
+def test_a_name_that_no_server_resolves_is_a_missing_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without HF_HUB_OFFLINE the client tries, and its HTTP library raises errors of its own."""
+    import huggingface_hub
+
+    from services import models
+
+    (http, *_) = models.hub_errors()
+    errors = [kind for kind in http.__subclasses__() for kind in (kind, *kind.__subclasses__())]
+    refused = next(kind for kind in errors if kind.__name__ == "TransportError")
+
+    def down(self: object, *_: object, **__: object) -> None:
+        raise refused("Name or service not known")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", down)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", down)
+    with pytest.raises(MissingError, match="out of reach"):
+        digest(Source(path="gsm8k"))
+    with pytest.raises(MissingError, match="cannot be reached"):
+        models.digest(models.ModelSpec(id="hub:org/nowhere"))
+
+
 def test_a_hub_data_set_is_read_at_the_commit_of_its_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
     import huggingface_hub
