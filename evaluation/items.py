@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from cuvee.errors import DataError
 from cuvee.rng import stream
-from evaluation.statistics.intervals import Interval, bootstrap_mean, clustered_mean, wilson
+from evaluation.statistics.intervals import Interval, are_clusters, bootstrap_mean, clustered_mean, wilson
 from evaluation.statistics.paired import TOKEN_WEIGHTED
 
 SCHEMA = pa.schema(
@@ -68,8 +68,8 @@ def concat(tables: Iterable[pa.Table]) -> pa.Table:
 def summarise(items: pa.Table, *, level: float = 0.95, seed: int = 0) -> dict[str, dict[str, Any]]:
     """Task → its main metric with mean, n, low, high, se, method, errors, unsure, and the rest under `metrics`.
 
-    Wilson for scores of 0 and 1, the bootstrap for others, cluster-robust where items have more than one group
-    (then `groups` has the mean of each). Unknown figures are None, so that the result is JSON.
+    Wilson for scores of 0 and 1, the bootstrap for others (inside each of a few groups), cluster-robust where items
+    come in many groups. `groups` has the mean of each. Unknown figures are None, so that the result is JSON.
     """
     frame = items.select(
         ["task", "version", "metric", "main", "item", "group", "score", "tokens", "verdict", "error"]
@@ -94,11 +94,11 @@ def interval(metric: str, rows: list[dict[str, Any]], rng: np.random.Generator, 
     tokens = np.array([row["tokens"] or 0 for row in scored], dtype=np.float64)
     weights = tokens if metric in TOKEN_WEIGHTED and tokens.sum() > 0 else None
     groups = [row["group"] for row in scored]
-    if len(set(groups)) > 1:
+    if are_clusters(groups):
         return clustered_mean(values, groups, level, weights=weights)
     if weights is None and np.isin(values, (0, 1)).all():
         return wilson(int(values.sum()), len(values), level)
-    return bootstrap_mean(values, rng, level, weights=weights)
+    return bootstrap_mean(values, rng, level, weights=weights, strata=groups if len(set(groups)) > 1 else None)
 
 
 def _figures(metric: str, rows: list[dict[str, Any]], rng: np.random.Generator, level: float) -> dict[str, Any]:

@@ -132,6 +132,8 @@ class Broker:
         try:
             done = self._run_step(node, lease, progress, start)
         except CuveeError as error:
+            if node.label not in error.message:
+                error.message = f"{node.label}: {error.message}"
             if not self.keep_going:
                 raise
             return Outcome(node, "failed", "", time.monotonic() - start, {}, error)

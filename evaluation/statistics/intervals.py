@@ -1,8 +1,10 @@
 """Intervals for one score.
 
 Wilson for proportions, since the normal interval fails near 0 and 1 (Brown, Cai and DasGupta, 2001): at small model
-sizes many accuracies are near 0. The percentile bootstrap for other means. Where items come in groups (subjects,
-passages) a group is the unit: the sandwich estimator with t quantiles on groups - 1 degrees of freedom.
+sizes many accuracies are near 0. The percentile bootstrap for other means. Where items come in many groups (subjects,
+passages) a group is the unit: the sandwich estimator with t quantiles on groups - 1 degrees of freedom. A few groups
+(the sources of a table) are no sample of groups, and a t on two degrees of freedom shows nothing: they are strata of
+fixed size, and items are drawn inside each.
 
 A mean may be a ratio of sums (loss per token: nats over tokens); `weights` are then the denominators. All draws are
 over sorted values, so an interval does not depend on the order of the items.
@@ -19,6 +21,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 RESAMPLES = 10_000
+MIN_CLUSTERS = 8
+"""Groups below this number are strata."""
 _CELLS = 4_000_000  # of one block of draws: 32 MB
 
 
@@ -33,6 +37,11 @@ class Interval:
     level: float
     method: str
     se: float = math.nan
+
+
+def are_clusters(groups: Sequence[str]) -> bool:
+    """Whether groups are so many that they count as a sample of groups."""
+    return len(set(groups)) >= MIN_CLUSTERS
 
 
 def check_level(level: float) -> None:
@@ -65,9 +74,11 @@ def bootstrap_mean(
     clusters: Sequence[str] | None = None,
     *,
     weights: Sequence[float] | Floats | None = None,
+    strata: Sequence[str] | None = None,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """Percentile bootstrap of the (weighted) mean; with `clusters`, whole clusters are drawn.
+    """Percentile bootstrap of the (weighted) mean; with `clusters`, whole clusters are drawn, with `strata`, items
+    inside each.
 
     With fewer than two units (items or clusters) the spread is unknown: low and high are NaN. Raises ValueError for
     values that are not finite: what is missing is for the caller to count.
@@ -81,7 +92,10 @@ def bootstrap_mean(
     method = "bootstrap" if clusters is None else "cluster bootstrap"
     if units < 2:
         return Interval(mean, math.nan, math.nan, n, level, method)
-    drawn = resample(sums, rng, resamples)
+    if strata is None or clusters is not None:
+        drawn = resample(sums, rng, resamples)
+    else:
+        method, drawn = "stratified bootstrap", resample_within(sums, strata, rng, resamples)
     means = drawn[:, 0] / drawn[:, 1]
     low, high = quantiles(means, level)
     return Interval(mean, low, high, n, level, method, float(means.std(ddof=1)))
@@ -162,6 +176,13 @@ def resample(units: Floats, rng: np.random.Generator, resamples: int) -> Floats:
         size = min(block, resamples - start)
         out[start : start + size] = rng.multinomial(n, counts / n, size=size) @ distinct
     return out
+
+
+def resample_within(units: Floats, strata: Sequence[str], rng: np.random.Generator, resamples: int) -> Floats:
+    """(resamples, columns): column sums of units drawn with replacement inside each stratum, in order of names."""
+    names, code = np.unique(np.asarray(strata, dtype=object).astype(str), return_inverse=True)
+    parts = [resample(units[code == number], rng, resamples) for number in range(len(names))]
+    return np.sum(parts, axis=0)
 
 
 def quantiles(draws: Floats, level: float) -> tuple[float, float]:

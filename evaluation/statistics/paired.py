@@ -22,11 +22,13 @@ from cuvee.rng import stream
 from evaluation.statistics.intervals import (
     RESAMPLES,
     Floats,
+    are_clusters,
     by_cluster,
     check_level,
     cluster_error,
     quantiles,
     resample,
+    resample_within,
 )
 
 TOKEN_WEIGHTED = ("loss",)
@@ -108,9 +110,10 @@ def paired(
 ) -> Paired:
     """Compare one metric of one task in two item tables (`evaluation.items.SCHEMA`).
 
-    `task` and `metric` may be left out when the tables hold one only. With `clustered`, items of more than one group
-    are compared with cluster-robust errors; else the interval is a paired bootstrap and p is McNemar's for scores of
-    0 and 1, the bootstrap's otherwise. With `strict=False` only common items count and the others are missing.
+    `task` and `metric` may be left out when the tables hold one only. With `clustered`, items in many groups
+    (`intervals.MIN_CLUSTERS`) are compared with cluster-robust errors; else the interval is a paired bootstrap (inside
+    each of a few groups) and p is McNemar's for scores of 0 and 1, the bootstrap's otherwise. With `strict=False` only
+    common items count and the others are missing.
     Raises UserError when the item sets or versions differ (strict), or nothing is common.
     """
     check_level(level)
@@ -197,7 +200,7 @@ def _interval(
 
     n = len(units)
     binary = bool(np.isin(score_a, (0, 1)).all() and np.isin(score_b, (0, 1)).all())
-    if len(set(groups)) > 1:
+    if are_clusters(groups):
         sums = by_cluster(units, groups)
         total = units.sum(axis=0)
         mean_a, mean_b = total[0] / total[1], total[2] / total[3]
@@ -212,7 +215,10 @@ def _interval(
         # No pair differs, so a bootstrap would claim certainty; the share of differing pairs has an exact bound.
         bound = 1 - ((1 - level) / 2) ** (1 / n)
         return -bound, bound, 1.0, "exact bound: no pair differs"
-    mean_a, mean_b = _means(resample(units, rng, resamples))
+    several = len(set(groups)) > 1
+    mean_a, mean_b = _means(
+        resample_within(units, groups, rng, resamples) if several else resample(units, rng, resamples)
+    )
     draws = mean_b - mean_a
     low, high = quantiles(draws, level)
     if binary:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from services.runtime import Remote
 
 
-@step("evaluate", "1", "evaluation.tasks", "evaluation.items", "evaluation.judges", "evaluation.sandbox", kind="engine")
+@step("evaluate", "2", "evaluation.tasks", "evaluation.items", "evaluation.judges", "evaluation.sandbox", kind="engine")
 def evaluate(context: Context) -> dict[str, Any]:
     """`items.parquet` (one row a metric of an item) and `summary.json`."""
     import pyarrow.parquet as pq

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 
 from cuvee.errors import DataError
@@ -43,13 +44,29 @@ def test_summary_picks_the_interval_that_fits() -> None:
     json.dumps(found, allow_nan=False)
 
 
-def test_groups_are_clusters() -> None:
-    made = [row | {"group": "ab"[i // 3]} for i, row in enumerate(rows("t", [1.0, 1.0, 0.0, 0.0, 0.0, 1.0]))]
+def test_many_groups_are_clusters() -> None:
+    scores = [1.0, 1.0, 0.0, 0.0, 0.0, 1.0] * 4
+    made = [row | {"group": "abcdefgh"[i // 3]} for i, row in enumerate(rows("t", scores))]
     found = summarise(table(made))["t"]
-    expected = clustered_mean([1, 1, 0, 0, 0, 1], list("aaabbb"))
+    expected = clustered_mean(scores, [name for name in "abcdefgh" for _ in range(3)])
     assert found["method"] == "cluster-robust t"
     assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
     assert found["groups"]["a"]["mean"] == pytest.approx(2 / 3)
+
+
+def test_few_groups_are_strata() -> None:
+    """Of two kinds of rows with unlike losses, how many there are of each is no chance."""
+    draw = np.random.default_rng(0)
+    scores = np.concatenate([draw.normal(1, 0.1, 40), draw.normal(3, 0.1, 20)])
+    made = [
+        row | {"metric": "grade", "group": "ab"[i >= 40]} for i, row in enumerate(rows("t", [float(s) for s in scores]))
+    ]
+    found = summarise(table(made))["t"]
+    assert found["method"] == "stratified bootstrap"
+    error = np.sqrt(sum(len(part) ** 2 * part.var() / len(part) for part in (scores[:40], scores[40:]))) / 60
+    assert found["se"] == pytest.approx(error, rel=0.05)
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.05)
+    assert found["groups"]["b"]["n"] == 20
 
 
 def test_the_main_metric_leads_and_losses_are_per_token() -> None:

@@ -208,6 +208,23 @@ def test_paired_clusters_are_those_of_a_regression() -> None:
     assert (found.low, found.high) == pytest.approx(tuple(model.conf_int()[0]), rel=1e-9)
 
 
+def test_pairs_of_few_groups_are_drawn_inside_each() -> None:
+    draw = np.random.default_rng(4)
+    change = np.concatenate([draw.normal(-0.2, 0.05, 30), draw.normal(-1.5, 0.05, 30)])
+    names = ["a"] * 30 + ["b"] * 30
+
+    def grouped(scores: np.ndarray) -> pa.Table:
+        return table(
+            {"task": "t", "version": "1", "item": f"{i:03d}", "metric": "grade", "score": float(s), "group": g}
+            for i, (s, g) in enumerate(zip(scores, names, strict=True))
+        )
+
+    found = paired(grouped(np.zeros(60)), grouped(change), rng())
+    error = np.sqrt(change[:30].var() + change[30:].var()) / 2 / np.sqrt(30)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.05)
+    assert found.p < 0.001
+
+
 def test_different_item_sets_and_versions_are_refused() -> None:
     a, b = items({"1": 1.0, "2": 0.0}), items({"2": 1.0, "3": 1.0, "4": 0.0})
     with pytest.raises(UserError, match="different items"):
