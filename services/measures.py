@@ -54,6 +54,9 @@ class Judged(Config):
     """An open-ended set (such as MT-Bench) and who judges the answers."""
 
     judge: JudgeConfig | None = Field(default=None, description="the judge; the set's own if absent")
+    against: Literal["base"] | None = Field(
+        default=None, description="also the win rate against this model's answers to the same prompts, in both orders"
+    )
     times: int = Field(default=1, ge=1, description="judgements per answer: one greedy, or more sampled and averaged")
 
 

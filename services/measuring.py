@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from services.graph import Node
-from services.measures import TaskOptions
+from services.measures import BASE, TaskOptions
 
 if TYPE_CHECKING:
     from evaluation.data import Source
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 TABLE_MEASUREMENTS = {"gold_loss": "1", "output_loss": "1", "accuracy": "1", "bleu": "1"}
 """What can be measured on a table of the recipe, with its version."""
+
+
+WINS = "1"
+"""Version of a win rate against the base."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,41 @@ class Measures:
             config: dict[str, Any] = {"task": name, "version": task.version, "options": options, "judge": None}
             found.append(self.measured(suites.plain(name), "+".join(purposes), config, {}, task.sources))
         for name, judged in self.spec.judged.items():
-            own, task = self.options(name), tasks.get(name)
-            options = {"limit": own.limit or self.spec.limit, **_asked(own)}
-            config = {"task": name, "version": task.version, "options": options}
-            config |= {"judge": None, "times": judged.times}
-            if judged.times > 1:
-                config["seed"] = self.builder.seeds["judge"]  # one judgement is greedy and draws nothing
-            links = self.builder.judge_models(config, judged.judge)
-            found.append(self.measured(name, "judged", config, links, task.sources))
+            found.append(self.judged(name))
+            if judged.against == BASE and self.point != BASE:
+                found.append(self.wins(found[-1]))
         return found
+
+    def judged(self, name: str) -> Measure:
+        """An open-ended set, graded."""
+        from evaluation import tasks
+
+        own, task = self.options(name), tasks.get(name)
+        options = {"limit": own.limit or self.spec.limit, **_asked(own)}
+        config: dict[str, Any] = {"task": name, "version": task.version, "options": options}
+        links = self.judging(name, config)
+        return self.measured(name, "judged", config, links, task.sources)
+
+    def judging(self, name: str, config: dict[str, Any]) -> dict[str, Node]:
+        """Put who judges a set, and how often, into a step's config; the nodes of the models that it needs."""
+        judged = self.spec.judged[name]
+        config |= {"judge": None, "times": judged.times}
+        if judged.times > 1:
+            config["seed"] = self.builder.seeds["judge"]  # one judgement is greedy and draws nothing
+        return self.builder.judge_models(config, judged.judge)
+
+    def wins(self, answered: Measure) -> Measure:
+        """How often the model's answers to a set are better than the base's. Both were given for the grades."""
+        assert self.builder.plan.base is not None
+        base = Measures(self.builder, BASE, self.builder.plan.base).judged(answered.task)
+        config: dict[str, Any] = {"task": f"{answered.task}.wins", "version": WINS}
+        links = self.judging(answered.task, config)
+        inputs = {"answers": answered.node, "against": base.node, **links}
+        judge = next(iter(links.values()), None)
+        label = f"{self.point} · {config['task']}"
+        execution = self.builder.engine(self.name)
+        node = self.builder.node("evaluate", label, config, inputs, execution=execution, model=judge)
+        return Measure(self.point, config["task"], "judged", node)
 
     def options(self, task: str) -> TaskOptions:
         """How the recipe wants a task to be asked."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ def scores(plan: Plan, store: Store) -> list[Score]:
     found = []
     for arm in plan.arms:
         for measure in arm.measures:
-            for task, figures in summary_of(measure, store).items():
+            for task, figures in _told(summary_of(measure, store)):
                 found.append(
                     Score(
                         arm.arm.name,
@@ -68,6 +68,16 @@ def scores(plan: Plan, store: Store) -> list[Score]:
                     )
                 )
     return found
+
+
+def _told(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The tasks of a summary; of win rates also the one at equal length, as a line of its own."""
+    from evaluation.tasks import EQUAL_LENGTH
+
+    for task, figures in summary.items():
+        yield task, figures
+        if EQUAL_LENGTH in figures["metrics"]:
+            yield f"{task}.{EQUAL_LENGTH}", {**figures["metrics"][EQUAL_LENGTH], "metric": figures["metric"]}
 
 
 def summary_of(measure: Measure, store: Store) -> dict[str, Any]:

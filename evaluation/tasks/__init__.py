@@ -9,16 +9,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from cuvee.errors import UserError
+from cuvee.rng import stream
 from evaluation import data
-from evaluation.items import ITEMS_SCHEMA, summarise
+from evaluation import items as _items
+from evaluation.items import ITEMS_SCHEMA
 from evaluation.suites import plain
 from evaluation.tasks import chat, choice, code, ifeval, numeric, qa  # noqa: F401 - they register themselves
-from evaluation.tasks.chat import compare_answers, length_controlled
 from evaluation.tasks.generation import GenerationTask, judged
 from evaluation.tasks.loss import gold_loss
 from evaluation.tasks.registry import TASKS, register
 from evaluation.tasks.task import EvalOptions, Item, Kind, Task
+from evaluation.tasks.wins import compare_answers, equal_length, length_controlled
 
 __all__ = [
     "ITEMS_SCHEMA",
@@ -30,6 +35,7 @@ __all__ = [
     "Task",
     "available",
     "compare_answers",
+    "equal_length",
     "get",
     "gold_loss",
     "judged",
@@ -39,6 +45,20 @@ __all__ = [
 ]
 
 HARNESS = "lm_eval:"
+EQUAL_LENGTH = "length_controlled"
+"""The metric of win rates at equal length, in summaries."""
+
+
+def summarise(items: pa.Table) -> dict[str, dict[str, Any]]:
+    """`evaluation.items.summarise`, with the win rate at equal length where there are win rates."""
+    summary = _items.summarise(items)
+    for task, figures in summary.items():
+        if figures["metric"] == "win_rate":
+            found = equal_length(items.filter(pc.field("task") == task), stream(0, "summary", task, EQUAL_LENGTH))
+            names = ("mean", "low", "high", "n", "level", "method")
+            told = {name: None if (value := getattr(found, name)) != value else value for name in names}
+            figures["metrics"][EQUAL_LENGTH] = {**figures["metrics"]["win_rate"], **told, "se": None}
+    return summary
 
 
 def get(name: str) -> Task:

@@ -1,10 +1,7 @@
 """Judged chat: grades turn by turn in the manner of MT-Bench (2306.05685), win rates in the manner of AlpacaEval.
 
 A grade is of one turn given the conversation so far; the second turn answers to the model's own first. Win rates are
-asked in both orders (`rating.prefer`). Judges like long answers, so the win rate is also given at equal length
-(Dubois et al., 2404.04475): a logistic regression of the preference on the standardised difference in length,
-through tanh, read off at no difference. Their third term, the difficulty of each instruction, is fitted over many
-models and left out here, where there is one pair.
+asked in both orders (`rating.prefer`), and also told at equal length (`evaluation.tasks.wins`).
 """
 
 from __future__ import annotations
@@ -13,9 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import yaml
 
 from cuvee.errors import UserError
@@ -168,65 +163,6 @@ class ChatTask:
                 }
             )
         return table(rows)
-
-
-def compare_answers(a: pa.Table, b: pa.Table, judge: Generate, task: str = "win_rate") -> pa.Table:
-    """Items of `b` judged against the same items of `a` (tables of a chat task): 1 is a win of `b`, in both orders.
-
-    Raises UserError when the two have different items.
-    """
-    left, right = ({row["item"]: row for row in t.filter(t["main"]).to_pylist()} for t in (a, b))
-    if left.keys() != right.keys():
-        raise UserError("the two models answered different questions", remedy="evaluate both with the same limit")
-    cases = [
-        (key, right[key]["prompt"], right[key]["prediction"], left[key]["prediction"])
-        for key in sorted(left)
-        if left[key]["prediction"] is not None and right[key]["prediction"] is not None
-    ]
-    decided = rating.prefer(judge, cases)
-    return table(
-        {
-            "task": task,
-            "version": f"1 judge={judge.name}@rating-{rating.VERSION}",
-            "item": key,
-            "group": right[key]["group"],
-            "metric": "win_rate",
-            "score": decided[key].score,
-            "prompt": right[key]["prompt"],
-            "prediction": right[key]["prediction"],
-            "reference": left[key]["prediction"],
-            "reason": decided[key].reason,
-            "error": decided[key].reason if decided[key].score is None else "",
-        }
-        for key, *_ in cases
-    )
-
-
-def length_controlled(items: pa.Table) -> float:
-    """The win rate at equal length, from items with metric `win_rate` (prediction against reference), 0 to 1.
-
-    NaN without scores. When all answers are as long as their references it is the plain win rate.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    rows = items.filter((pc.field("metric") == "win_rate") & pc.field("score").is_valid())
-    if rows.num_rows == 0:
-        return float("nan")
-    score = rows["score"].to_numpy()
-    lengths = [
-        len(a or "") - len(b or "")
-        for a, b in zip(rows["prediction"].to_pylist(), rows["reference"].to_pylist(), strict=True)
-    ]
-    difference = np.array(lengths, dtype=np.float64)
-    spread = difference.std()
-    if spread == 0 or score.min() == score.max():
-        return float(score.mean())
-    # Half a win is half of each outcome. The two rows of an item share its weight.
-    x = np.tanh(difference / spread)[:, None]
-    model = LogisticRegression(C=10.0).fit(
-        np.vstack([x, x]), np.repeat([1, 0], len(x)), sample_weight=np.concatenate([score, 1 - score])
-    )
-    return float(model.predict_proba(np.zeros((1, 1)))[0, 1])
 
 
 def _reference(item: Item, turn: int) -> str:

@@ -26,11 +26,13 @@ def evaluate(context: Context) -> dict[str, Any]:
 
     from evaluation import tasks
 
-    engine = context.runtime.engine_for(context, "model")
-    judge: Any = context.runtime.judge_for(context)
-    if "table" in context.config:
-        items = on_table(context, engine, judge)
+    if "against" in context.inputs:
+        items = against(context)
+    elif "table" in context.config:
+        items = on_table(context, context.runtime.engine_for(context, "model"), context.runtime.judge_for(context))
     else:
+        engine = context.runtime.engine_for(context, "model")
+        judge: Any = context.runtime.judge_for(context)
         task = tasks.get(context.config["task"])
         said = {name: value for name, value in context.config["options"].items() if value is not None}
         options = tasks.EvalOptions.model_validate(
@@ -45,6 +47,19 @@ def evaluate(context: Context) -> dict[str, Any]:
     summary = tasks.summarise(items)
     (context.out / "summary.json").write_text(json.dumps(summary, indent=1))
     return {"items": items.num_rows, "summary": summary}
+
+
+def against(context: Context) -> pa.Table:
+    """The answers of one evaluation of an open-ended set against those of another."""
+    import pyarrow.parquet as pq
+
+    from evaluation.tasks import compare_answers
+    from evaluation.tasks.rating import Judging
+
+    other, own = (pq.read_table(context.inputs[name] / "items.parquet") for name in ("against", "answers"))
+    how = judging(context.config)
+    judging_by = Judging(how["judgements"], how["judge_seed"])
+    return compare_answers(other, own, judging_model(context), context.config["task"], judging=judging_by)
 
 
 def judging(config: Mapping[str, Any]) -> dict[str, int]:

@@ -182,6 +182,20 @@ def test_epochs_that_are_measured_are_models_of_one_training(text: str, tmp_path
     assert last.stages["general"].train.key == plain.stages["general"].train.key
 
 
+def test_wins_over_the_base_use_the_answers_that_were_graded(text: str, tmp_path: Path) -> None:
+    text = text.replace("evaluate: {", "evaluate: {judged: {chat: {judge: {rating: {model: tiny}}, against: base}}, ")
+    arm = planned(text, tmp_path).arms[0]
+    found = {(m.point, m.task): m.node for m in arm.measures}
+    assert [point for point, task in found if task == "chat.wins"] == ["special", "general"]
+    wins = found["general", "chat.wins"]
+    assert wins.inputs["answers"] == found["general", "chat"]
+    assert wins.inputs["against"] == found["base", "chat"]
+    assert wins.model == wins.inputs["judge.tiny"].key
+    several = planned(text.replace("against: base", "against: base, times: 3"), tmp_path).arms[0]
+    assert {m.node.config["seed"] for m in several.measures if m.task.startswith("chat")} == {0}
+    assert "seed" not in wins.config
+
+
 def test_rows_of_a_task_are_in_its_key_and_their_place_is_not(text: str, tmp_path: Path) -> None:
     text = text.replace("evaluate: {", "evaluate: {tasks: [gsm8k], options: {gsm8k: {data: FILE, chat: false}}, ")
     for name in ("a", "b"):

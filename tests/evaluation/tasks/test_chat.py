@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from cuvee.errors import UserError
-from evaluation.items import summarise, table
-from evaluation.tasks import EvalOptions, compare_answers, get, length_controlled
+from evaluation.items import table
+from evaluation.tasks import EvalOptions, compare_answers, equal_length, get, length_controlled, summarise
 from evaluation.tasks.rating import Judging, grade, prefer
 from tests.evaluation.doubles import Says
 
@@ -113,7 +113,14 @@ def test_two_models_are_compared_on_the_same_questions() -> None:
     judge = Says(lambda prompt: "5")
     short, long = (task.run(items, generate=Says(lambda t, n=n: "word " * n), judge=judge) for n in (1, 3))
     found = compare_answers(short, long, Says(by_length))
-    assert summarise(found)["win_rate"]["mean"] == 1.0
+    figures = summarise(found)["win_rate"]
+    assert figures["mean"] == 1.0
+    assert figures["metrics"]["length_controlled"]["mean"] == 1.0
+    assert {row["item"] for row in found.to_pylist()} == {f"{item.id}/1" for item in items}
+    silent = task.run(items, generate=Says(lambda t: None), judge=judge)
+    assert {row["error"] for row in compare_answers(silent, long, Says(by_length)).to_pylist()} == {
+        "a model gave no answer"
+    }
     with pytest.raises(UserError, match="different questions"):
         compare_answers(short.slice(1), long, Says(by_length))
 
@@ -143,6 +150,8 @@ def test_length_controlled_win_rate_takes_length_out() -> None:
     assert length_controlled(biased) == pytest.approx(0.5, abs=0.12)
     fair = outcomes(rng.random(400) < 0.7, lengths - 40)
     assert length_controlled(fair) == pytest.approx(summarise(fair)["w"]["mean"], abs=0.05)
+    interval = equal_length(biased, np.random.default_rng(1))
+    assert interval.low < length_controlled(biased) == interval.mean < interval.high < plain
     same = outcomes(np.array([1, 0, 1]), np.zeros(3, dtype=int))
     assert length_controlled(same) == pytest.approx(2 / 3)
 
