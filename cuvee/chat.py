@@ -19,7 +19,9 @@ What a role means:
   always one kind, and where it swallows neighbouring spaces they have no say.
 
 Refused, with the turn and the reason: a message that is not in the rendering once and in one piece, an assistant turn
-with no text or with no end token, a special token inside content, a date that changes overnight.
+with no text or with no end token, a special token inside content, a date that changes overnight. An assistant turn of
+weight 0 is context and needs no end token (some templates end earlier answers otherwise than the last one); nothing of
+it can be trained.
 """
 
 from __future__ import annotations
@@ -133,7 +135,9 @@ class Chat:
         """
         if not messages or messages[-1]["role"] == "assistant":
             raise TemplateError("there is nothing to answer", remedy="give the messages before the assistant's turn")
-        whole = self.render([*messages, {"role": "assistant", "content": STAND_IN}])
+        # What is only prompted with needs no end that could be trained.
+        said = [{**m, "weight": 0.0} if m["role"] == "assistant" else m for m in messages]
+        whole = self.render([*said, {"role": "assistant", "content": STAND_IN}])
         return whole.ids[: int(np.argmax(whole.turns == len(messages)))]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -209,9 +213,14 @@ class Chat:
             if messages[piece.turn]["role"] == "assistant":
                 begin = self._answer_start(messages, text, pieces, k)
                 limit = pieces[k + 1].start if k + 1 < len(pieces) else len(text)
-                end = self._end_token(piece, ids, special, start, limit, stops)
-                owner[begin : stop[end]] = piece.turn
-                answer[begin : stop[end]] = True
+                try:
+                    end = int(stop[self._end_token(piece, ids, special, start, limit, stops)])
+                except TemplateError:
+                    if messages[piece.turn].get("weight") != 0:
+                        raise
+                    end = piece.stop
+                owner[begin:end] = piece.turn
+                answer[begin:end] = True
         turns = _owners(owner, answer, start, stop)
         codes = np.asarray([ROLE_NAMES.index(m["role"]) for m in messages] + [0], np.uint8)
         spans = np.stack([start, np.minimum(stop, len(text))], axis=1)
@@ -294,11 +303,17 @@ class Chat:
         """Index of the token that ends the assistant turn at `piece`; the next message starts at `limit`."""
         k = int(np.searchsorted(start[special], piece.stop))
         token = int(special[k]) if k < len(special) else -1
-        if token < 0 or start[token] >= limit or (stops is not None and int(ids[token]) not in stops):
+        if token < 0 or start[token] >= limit:
             raise TemplateError(
                 "no end token follows the assistant's text, so the model would never learn to stop",
                 turn=piece.turn,
                 remedy="give a template that writes a special token after each answer",
+            )
+        if stops is not None and int(ids[token]) not in stops:
+            raise TemplateError(
+                f"the answer ends with {self._special[int(ids[token])]!r}, at which the model does not stop",
+                turn=piece.turn,
+                remedy="make each answer a row of its own, with weight 0 on the answers before it",
             )
         return token
 

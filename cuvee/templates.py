@@ -6,7 +6,8 @@ joining of strings differs, so that `Traced` contents keep their origin. That it
 
 Base models come without a template. `TEMPLATES` has plain ones for them; `tulu` is the format of open-instruct and of
 arXiv 2405.14394. They end answers with the tokenizer's end token, and with the argument `bos: true` they begin with
-its start token, as Llama models expect.
+its start token, as Llama models expect. `glm4` is for the models of that name: they stop by writing the header of the
+next user turn, which their own template leaves out after the last answer; here it belongs to every answer.
 """
 
 from __future__ import annotations
@@ -53,6 +54,14 @@ TEMPLATES = {
         "{% elif message.role == 'user' %}{{ 'USER: ' + message.content + ' ' }}"
         "{% else %}{{ raise_exception('no tool turns in this format') }}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    ),
+    "glm4": (
+        "[gMASK]<sop>{% for message in messages %}"
+        "{% if message.role == 'tool' %}{{ raise_exception('no tool turns in this format') }}{% endif %}"
+        "{% if loop.first or messages[loop.index0 - 1].role != 'assistant' %}"
+        "{{ '<|' + message.role + '|>' }}{% endif %}"
+        "{{ '\\n' + message.content }}{% if message.role == 'assistant' %}{{ '<|user|>' }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
     ),
 }
 

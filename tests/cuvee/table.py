@@ -161,6 +161,16 @@ def deepseek_r1(messages: Sequence[Message]) -> Segments:
     return out
 
 
+def glm4(messages: Sequence[Message]) -> Segments:
+    out: Segments = [(None, "[gMASK]<sop>")]
+    for i, message in enumerate(messages):
+        answer = message["role"] == "assistant"
+        if i == 0 or messages[i - 1]["role"] != "assistant":  # an answer has brought the header of the user's turn
+            out.append((None, f"<|{message['role']}|>"))
+        out += [(i if answer else None, "\n"), (i, message["content"]), (i, "<|user|>" if answer else "")]
+    return out
+
+
 def plain(prompt: str, close: str, answer: str, after: str) -> Callable[[Sequence[Message]], Segments]:
     """Formats of words: a header for the user, text that closes the user's turn, a header for the answer."""
 
@@ -283,6 +293,7 @@ FORMATS: dict[str, Format] = {
     ),
     "alpaca": Format(plain("### Instruction:\n", "\n\n", "### Response:\n", "\n\n"), WORDS, "</s>", template="alpaca"),
     "vicuna": Format(plain("USER: ", " ", "ASSISTANT: ", ""), WORDS, "</s>", template="vicuna"),
+    "glm4": Format(glm4, ("[gMASK]", "<sop>", *THREE, "<|endoftext|>"), "<|endoftext|>", template="glm4"),
 }
 
 

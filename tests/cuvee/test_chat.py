@@ -360,13 +360,25 @@ def test_nothing_to_answer_is_refused() -> None:
         chat_of("chatml", "byte_level").prompt_ids(turns("user", "assistant"))
 
 
+def check_last_answer_alone(chat: Chat, messages: list[Message]) -> None:
+    """With the earlier answer as context the last one is proven, and is prompted for with the same ids."""
+    rendered = chat.render([{**messages[1], "weight": 0.0} if i == 1 else m for i, m in enumerate(messages)])
+    said = {t: chat.tokenizer.decode(rendered.ids[rendered.turns == t]) for t in (1, 3)}
+    header = "<|channel|>final<|message|>"  # the model writes it, since the generation prompt ends before it
+    assert said[1] == header + messages[1]["content"]
+    assert said[3].endswith(messages[3]["content"] + "<|return|>")
+    prompt = chat.prompt_ids(messages[:3])
+    assert rendered.ids[: len(prompt)].tolist() == prompt.tolist()
+    assert rendered.turns[len(prompt)] == 3
+
+
 TRL = find_spec("trl")
 SHIPPED = sorted(p for p in (Path(str(TRL.origin)).parent / "chat_templates").glob("*.jinja")) if TRL else []
 SHIPPED_SPECIAL = tuple(dict.fromkeys(itertools.chain.from_iterable(form.special for form in FORMATS.values())))
 REFUSED = {
     "glm4moe": "no end token",
-    "gptoss": "no end token",  # of the earlier answer, whose token ends a message and not the model's turn
-    "gptoss_training": "no end token",
+    "gptoss": r"ends with '<\|end\|>', at which the model does not stop",
+    "gptoss_training": r"ends with '<\|end\|>', at which the model does not stop",
     "idefics3": "leaves the message out",
     "idefics3_training": "leaves the message out",
     "llava_next": "refuses the conversation",
@@ -404,6 +416,8 @@ def test_templates_that_trl_ships(path: Path) -> None:
     if path.stem in REFUSED:
         with pytest.raises(TemplateError, match=REFUSED[path.stem]):
             chat.render(messages)
+        if path.stem.startswith("gptoss"):
+            check_last_answer_alone(chat, messages)
         return
     rendered = chat.render(messages)
     said = {t: chat.tokenizer.decode(rendered.ids[rendered.turns == t]) for t in range(4)}
