@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from cuvee import rows
 from cuvee.chat import Chat
-from cuvee.errors import TemplateError
+from cuvee.errors import DataError, TemplateError
 
 TOKENS_SCHEMA = pa.schema(
     [
@@ -34,6 +34,9 @@ TOKENS_SCHEMA = pa.schema(
 """`ids`, `roles` (indices into `ROLE_NAMES`) and `turns` as in `cuvee.chat.Rendered`. `scale`: the weight of each
 token's message, null when all are 1. `weight`: of the row, absent is 1. `smoothing`: label smoothing of the row."""
 
+SMOOTHING = "score.smoothing"
+"""The column of a table of rows that holds each row's label smoothing."""
+
 NOTES = b"cuvee.notes"
 
 
@@ -50,20 +53,23 @@ class Rejected:
 def tokenise(table: pa.Table, chat: Chat) -> tuple[pa.Table, list[Rejected]]:
     """A table of `TOKENS_SCHEMA` sorted by (id, target), and the rows that could not be rendered.
 
-    `table` has the columns of `cuvee.rows.SCHEMA` and may have `smoothing`. A template that refuses every
-    conversation is refused before the first row.
+    `table` has the columns of `cuvee.rows.SCHEMA`; label smoothing of a row is a score of that name, in
+    `score.smoothing`. A template that refuses every conversation is refused before the first row.
     """
     _ = chat.stop_ids  # raises for a template that cannot be used at all
     tokens: list[dict[str, Any]] = []
     rejected: list[Rejected] = []
     notes: Counter[str] = Counter()
     wanted = [
-        name for name in ("id", "target", "source", "messages", "weight", "smoothing") if name in table.column_names
+        name for name in ("id", "target", "source", "messages", "weight", SMOOTHING) if name in table.column_names
     ]
     for row in rows.records(table.select(wanted)):
+        smoothing = row.get(SMOOTHING)
         try:
+            if smoothing is not None and not 0 <= smoothing < 1:
+                raise DataError(f"label smoothing {smoothing:g} is not in [0, 1)", field=SMOOTHING)
             rendered = chat.render(row["messages"])
-        except TemplateError as error:
+        except (TemplateError, DataError) as error:
             rejected.append(Rejected(row["id"], row["target"], row["source"], str(error)))
             continue
         notes.update({note.split(":")[0] for note in rendered.notes})
@@ -78,7 +84,7 @@ def tokenise(table: pa.Table, chat: Chat) -> tuple[pa.Table, list[Rejected]]:
                 "turns": rendered.turns,
                 "scale": weights[rendered.turns] if (weights != 1).any() else None,
                 "weight": row.get("weight"),
-                "smoothing": row.get("smoothing"),
+                "smoothing": smoothing,
             }
         )
     result = rows.sort(pa.Table.from_pylist(tokens, schema=TOKENS_SCHEMA))

@@ -54,10 +54,14 @@ class ModelSpec(Config):
         default=None, ge=8, description="tokens of prompt and answer; the model's own limit if absent"
     )
     template: str | None = Field(
-        default=None, description="chat template in place of the model's: a Jinja file or text"
+        default=None,
+        description="chat template in place of the model's: Jinja file or text, or chatml, tulu, alpaca, vicuna, glm4",
     )
     template_args: dict[str, Any] = Field(default_factory=dict, description="variables handed to the template")
     date: str | None = Field(default=None, description="the date that templates may stamp, YYYY-MM-DD")
+    post_instruction: bool = Field(
+        default=False, description="the system text stands after the first user text, in one turn (arXiv 2308.12097)"
+    )
     zero: Literal[0, 1, 2, 3] = Field(default=0, description="ZeRO stage in training")
     offload: Literal["none", "optimiser", "all"] = Field(default="none", description="what ZeRO keeps in main memory")
     micro_batch: int | None = Field(default=None, ge=1, description="rows in one forward pass of a worker")

@@ -171,11 +171,12 @@ class Builder:
     def chat(self, name: str) -> dict[str, Any]:
         """How conversations of a model are rendered; part of every key that a rendering enters."""
         spec = self.spec(name)
-        return {
+        chat = {
             "template": models.template_text(spec.template),
             "template_args": dict(spec.template_args),
             "date": spec.date,
         }
+        return chat | ({"post_instruction": True} if spec.post_instruction else {})
 
     def engine(self, name: str) -> dict[str, Any]:
         """How the engine of a model runs; not part of keys."""

@@ -75,7 +75,7 @@ def described(session: Session, part: Part, count: int, marks: Marks, out: Path)
     lost = ["weights between 0 and 1 of rows and messages are not used"] if marks.fraction else []
     kept = [w for w in ("schedule", "optimiser") if stage.init in recipe.stages and getattr(stage, w) == "keep"]
     lost += [f"the {word} of the stage before is not kept" for word in kept]
-    if spec.template or spec.template_args:
+    if spec.template or spec.template_args or spec.post_instruction:
         lost.append("the chat template is the tokenizer's own, not the recipe's")
     if stage.init in recipe.stages:
         model = stage.init

@@ -83,7 +83,9 @@ def test_rows_whose_text_differs_from_their_messages_are_counted() -> None:
     assert notes(tokenise(table.slice(0, 0), chat)[0]) == {}
 
 
-def test_smoothing_of_a_row_is_carried() -> None:
-    table = rows.make_table("s", [{"messages": [user("q"), answer("a")]}])
-    table = table.append_column("smoothing", pa.array([0.125], pa.float32()))
-    assert tokenise(table, Chat(tiny_tokenizer()))[0]["smoothing"].to_pylist() == [0.125]
+def test_smoothing_of_a_row_is_its_score_of_that_name() -> None:
+    table = rows.make_table("s", [{"messages": [user(word), answer("a")]} for word in "xyz"])
+    table = table.append_column("score.smoothing", pa.array([0.125, None, 1.5], pa.float64()))
+    tokens, rejected = tokenise(table, Chat(tiny_tokenizer()))
+    assert tokens["smoothing"].to_pylist() == [0.125, None]
+    assert [r.reason for r in rejected] == ["score.smoothing: label smoothing 1.5 is not in [0, 1)"]
