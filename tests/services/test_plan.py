@@ -107,6 +107,16 @@ def test_execution_does_not_change_keys_and_settings_do(text: str, tmp_path: Pat
     assert planned(text, tmp_path, "seed=7").arms[0].stages["special"].train.key != plain
 
 
+def test_the_place_of_the_instruction_is_part_of_what_is_rendered(text: str, tmp_path: Path) -> None:
+    plain, after = (
+        planned(text, tmp_path, *more).arms[0].stages["special"].train
+        for more in ([], ["models.tiny.post_instruction=true"])
+    )
+    assert after.inputs["tokens.math"].config["chat"]["post_instruction"] is True
+    assert after.inputs["tokens.math"].key != plain.inputs["tokens.math"].key
+    assert after.key != plain.key
+
+
 def test_changed_data_changes_keys_and_a_moved_file_does_not(text: str, tmp_path: Path) -> None:
     before = planned(text, tmp_path).arms[0].tables["math"].rows.key
     moved = tmp_path / "elsewhere"
