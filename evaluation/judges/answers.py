@@ -36,11 +36,12 @@ _LIST = re.compile(r"(?:\\?[{(\[])?\s*-?[\d./]+(?:\s*[,;]\s*-?[\d./]+)+\s*(?:\\?
 _UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _DENIED = re.compile(r"\b(?:not|nicht|pas)\W*$", re.IGNORECASE)
 _WHOLE = re.compile(r"(-)?(\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d+))?")
+_JOINED = re.compile(r"\d\s*(?:[A-Za-z]+)?\s*,?\s*(?:and)?$")
 _WORD = re.compile(r" ([A-Za-z]+)(?![\w/])")
 # Words and letters after a number that say more than a unit does.
 _SCALES = frozenset(
-    {"thousand", "million", "billion", "trillion", "k", "K", "M", "B", "bn", "percent", "per", "times", "x", "text"}
-    | {"mathrm", "mbox", "am", "AM", "pm", "PM", "a", "A", "p", "P"}
+    {"thousand", "million", "billion", "trillion", "k", "K", "M", "B", "bn", "percent", "text"}
+    | {"mathrm", "mbox", "am", "AM", "pm", "PM"}
 )
 _ATTACHED = re.compile(r"\s*(?:[*/^√π]|\\(?:sqrt|pi|cdot|times)|[-+]\s*[\w\\(]|[a-zA-Z](?![a-zA-Z])(?!\s+[a-z])|\()")
 _NO_DIGIT = "".join(chr(c) for c in range(128) if not chr(c).isdigit())
@@ -272,7 +273,7 @@ def _ending(text: str) -> Answer | None:
         before, unit, start = before[:-1], "$", start - 1
     if before[-2:] == "**":
         before = before.rstrip("*")
-    if not digits or before[-1:] not in (" ", "\n"):
+    if not digits or before[-1:] not in (" ", "\n", "="):
         return None
     left = before.rstrip()
     if not (left[-1:].isalpha() or left[-1:] in "=:") or left[-3:] in ("USD", "EUR", "GBP"):
@@ -280,12 +281,18 @@ def _ending(text: str) -> Answer | None:
     after = text[upto : upto + 1]
     if after in (" ", "\n"):
         word = _WORD.match(text, upto)
-        if word is None or word[1] in _SCALES:
+        if word is None or word[1] in _SCALES or (len(word[1]) == 1 and text[word.end() : word.end() + 1] == "."):
             return None
         if word[1] in UNITS or word[1].lower() in UNITS:
             unit = word[1] if word[1] in UNITS else word[1].lower()
+            if text.startswith(" per ", word.end()):
+                return None
+    elif after == "%" and not text[upto + 1 : upto + 2].isalnum():
+        if unit:
+            return None
+        unit = after
     elif after not in ("", ".", ",", "!", "?", ";", ")", "*"):
         return None
-    if unit and left[-1:].isalpha() and left[-32:].rstrip(_NO_DIGIT):
+    if unit and left[-1:].isalpha() and _JOINED.search(left[-32:]):
         return None  # may be composed: 2 hours and 30 minutes
     return Answer("last", text[start : upto + 40][:80], digits, unit)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from typing import Literal
 
 from evaluation.judges.units import UNITS
@@ -60,7 +61,7 @@ _FOLD |= {0x2212: "-", 0x2010: "-", 0x2011: "-", 0xFE63: "-", 0x066B: ".", 0x066
 _DEGREE = re.compile(r"\s*\^\s*\{?\s*\\circ\s*\}?")
 _LATEX_GROUP = re.compile(r"(?<=\d)(?:\\[,;!: ]|\{,\})(?=\d{3}(?!\d))")
 _RECURRING = re.compile(r"(?<![\d.])(\d*)\.(\d*)\\overline\s*\{(\d+)\}")
-_ODD = frozenset(map(chr, _FOLD)) | frozenset(_VULGAR) | frozenset("⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+_FOLDED = re.compile(rf"[{re.escape(''.join([*map(chr, _FOLD), *_VULGAR]))}⁰¹²³⁴⁵⁶⁷⁸⁹⁻]|(?![0-9])\d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def fold(text: str) -> str:
     if "\\" in text or "{,}" in text:
         text = _LATEX_GROUP.sub(",", _DEGREE.sub("°", text))
         text = _RECURRING.sub(_recurring, text)
-    if text.isascii() or not any(c > "\x7f" and (c in _ODD or c.isdecimal()) for c in set(text)):
+    if text.isascii() or not _FOLDED.search(text):
         return text
     text = text.translate(_FOLD)
     if _VULGAR_SIGN.search(text):
@@ -253,11 +254,17 @@ def same(a: Number, b: Number, *, relative: float, rounded: bool) -> tuple[bool,
             return True, "equal"
         if x.denominator == y.denominator == 1:
             continue
-        if abs(x - y) <= Fraction(relative) * max(abs(x), abs(y)):
+        if abs(x - y) <= _share(relative) * max(abs(x), abs(y)):
             return True, f"equal within {relative:g}"
         if rounded and _rounds(x, y, a, b, shift=2 if index else 0):
             return True, "equal after rounding to the places shown"
     return False, "not equal"
+
+
+@cache
+def _share(relative: float) -> Fraction:
+    """As it is written: the binary fraction behind 1e-6 is exact, and slow to compute with."""
+    return Fraction(str(relative))
 
 
 def _convert(a: Number, b: Number) -> tuple[Fraction | None, Fraction | None]:

@@ -136,7 +136,7 @@ def _same_digits(a: Answer, b: Answer) -> bool | None:
         return None
     if a.digits == b.digits:
         return True
-    return None if "." in a.digits or "." in b.digits else False
+    return None if "." in a.digits + b.digits or "%" in (a.unit, b.unit) else False
 
 
 def _tight(text: str) -> str:
