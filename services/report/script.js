@@ -125,11 +125,22 @@
 
   const rounded = (value) => String(Number(value.toFixed(4)));
 
+  // A text that does not fit its box scrolls, also for those who have a keyboard alone.
+  const sizes = new ResizeObserver((changed) => changed.forEach(({ target }) => {
+    if (target.scrollHeight > target.clientHeight + 1) target.tabIndex = 0;
+    else target.removeAttribute("tabindex");
+  }));
+  const quote = (text) => {
+    const box = make("pre", text);
+    sizes.observe(box);
+    return box;
+  };
+
   const side = (title, answer, right) => {
     const box = make("div");
     const degree = answer.score === null ? title : `${title}: ${rounded(answer.score)}`;
     box.append(make("h5", right === undefined ? degree : `${title}: ${right ? "right" : "wrong"}`));
-    if (answer.answer) box.append(make("pre", answer.answer));
+    if (answer.answer) box.append(quote(answer.answer));
     if (answer.reason) box.append(make("p", answer.reason, "why"));
     return box;
   };
@@ -147,7 +158,7 @@
     head.append(make("span", words[item.change], `mark ${{ gained: "good", lost: "bad" }[item.change] || "plain"}`));
     head.append(make("small", [group.point, entry.arm, item.group, item.item].filter(Boolean).join(" · ")));
     const prompt = make("details");
-    prompt.append(make("summary", brief(item.prompt) || "prompt"), make("pre", item.prompt));
+    prompt.append(make("summary", brief(item.prompt) || "prompt"), quote(item.prompt));
     box.append(head, prompt);
     if (item.base.answer || item.tuned.answer || item.base.reason || item.tuned.reason) {
       const answers = make("div", undefined, "answers");
@@ -158,7 +169,7 @@
       box.append(make("p", `${item.metric}: ${rounded(item.base.score)} of base, ${rounded(item.tuned.score)} of ${group.point}`));
     }
     if (item.reference) {
-      box.append(make("h5", "reference"), make("pre", item.reference));
+      box.append(make("h5", "reference"), quote(item.reference));
     }
     return box;
   };

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -189,6 +190,27 @@ def test_a_browser_shows_it_without_complaint(
     assert faults(parser.fromstring(tab.run("document.documentElement.outerHTML"))) == []
     back = tab.run("getComputedStyle(document.body).backgroundColor")
     assert (back == "rgb(255, 255, 255)") != dark
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize(("which", "width"), [("single", 380), ("single", 1400), ("several", 900)])
+def test_axe_finds_no_fault(
+    which: str, width: int, dark: bool, request: pytest.FixtureRequest, tab: browser.Page, tmp_path: Path
+) -> None:
+    """Deque's checker, by the rules of WCAG 2.2 A and AA and its own good practice."""
+    found = importlib.util.find_spec("axe_playwright_python")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("no axe-core: pip install --no-deps axe-playwright-python, which carries it")
+    path, _ = page(request.getfixturevalue(which), tmp_path)
+    tab.open(path, width=width, dark=dark)
+    scroll(tab)
+    tab.run("document.querySelectorAll('details').forEach((e) => e.open = true)")
+    tab.run((Path(next(iter(found.submodule_search_locations))) / "axe.min.js").read_text("utf-8") + "; true")
+    faults = tab.run(
+        "axe.run().then((r) => r.violations.map((v) => v.id + ': ' + v.help + ' ' + v.nodes.slice(0, 3)"
+        ".map((n) => n.html.slice(0, 200) + ' ' + n.failureSummary).join('; ')))"
+    )
+    assert faults == []
 
 
 def test_search_and_filters_work(single: Store, tab: browser.Page, tmp_path: Path) -> None:
