@@ -133,6 +133,7 @@ def figures(plan: Plan, store: Store) -> dict[str, Any]:
     """Everything that `cuvee plan` shows."""
     from services.costs import costs
     from services.loss_figures import loss_figures
+    from services.refusals import refusals
 
     known = Figures(store)
     nodes = ordered(plan.targets)
@@ -141,6 +142,7 @@ def figures(plan: Plan, store: Store) -> dict[str, Any]:
         "hash": plan.recipe.hash,
         "store": store.url,
         "missing": [str(error) for error in plan.missing],
+        "refused": refusals(plan, known),
         "arms": [{"name": arm.arm.name, "seed": arm.arm.seed, "settings": dict(arm.arm.settings)} for arm in plan.arms],
         "steps": [_step(node, known) for node in nodes],
         "done": sum(store.done(node.key) is not None for node in nodes),

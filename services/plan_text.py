@@ -27,6 +27,9 @@ def show(found: Mapping[str, Any]) -> None:
     console.print(f"[bold]{found['recipe']}[/]  {found['hash'][:12]}{arms}  store {found['store']}")
     for text in found["missing"]:
         console.print(f"[red]missing[/] {text}", markup=True)
+    for text in found["refused"]:
+        console.print("[red]a run will refuse[/] ", end="")
+        console.print(text, markup=False)
     steps = _table(f"{len(found['steps'])} steps, {found['done']} done", "step", "status", "key")
     for step in found["steps"]:
         steps.add_row(step["name"], _status(step), f"[dim]{step['key'][-12:]}[/]")

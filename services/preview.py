@@ -30,6 +30,8 @@ COLOURS = {
     "assistant": (60, 200, 110),
     "tool": (240, 170, 60),
 }
+NAMED = {"template": "bright_black", "system": "magenta", "user": "blue", "assistant": "green", "tool": "yellow"}
+"""For terminals of few colours, which would take a dark shade of any colour for grey."""
 FAINT = 0.35
 """Intensity of a token of weight 0; one of weight 1 has its full colour."""
 
@@ -69,17 +71,23 @@ def to_terminal(entries: Iterable[Mapping[str, Any]], console: Console) -> None:
     """Roles as colours, weight as intensity; what carries loss is underlined, so that it shows without colours too."""
     from rich.text import Text
 
-    legend = Text("  ").join(Text(role, style=f"rgb({','.join(map(str, COLOURS[role]))})") for role in ROLE_NAMES)
+    many = console.color_system in ("truecolor", "256")
+    legend = Text("  ").join(Text(role, style=_style(role, 1, many)) for role in ROLE_NAMES)
     console.print(legend, Text("  faint: weight 0, underlined: in the loss"), sep="", end="\n\n", soft_wrap=True)
     for entry in entries:
         trained = sum(token["weight"] > 0 for token in entry["tokens"])
         console.print(Text(f"{entry['id']}: {trained} of {len(entry['tokens'])} tokens in the loss", style="bold"))
         line = Text(_visible(str(entry.get("error", ""))), style="red")
         for token in entry["tokens"]:
-            colour = ",".join(str(round(c * _intensity(token["weight"]))) for c in COLOURS[token["role"]])
             underline = " underline" if token["weight"] > 0 else ""
-            line.append(_visible(token["text"]), style=f"rgb({colour}){underline}")
+            line.append(_visible(token["text"]), style=_style(token["role"], token["weight"], many) + underline)
         console.print(line, soft_wrap=True, end="\n\n")
+
+
+def _style(role: str, weight: float, many_colours: bool) -> str:
+    if not many_colours:
+        return NAMED[role] + (" dim" if weight < 1 else "")
+    return f"rgb({','.join(str(round(c * _intensity(weight))) for c in COLOURS[role])})"
 
 
 def to_html(entries: Iterable[Mapping[str, Any]]) -> str:

@@ -43,6 +43,8 @@ def init(path: str, schema: bool) -> None:
 def plan(recipe: str, profiles: tuple[str, ...], overrides: tuple[str, ...], store: str, as_json: bool) -> None:
     """Show the steps of RECIPE, which are done, and what the rest will cost. Loads no model.
 
+    Exit code 2 when it is known already that a run will refuse something.
+
     Example: cuvee plan recipes/quickstart.yaml --set train.lr=1e-5
     """
     from services.figures import figures
@@ -60,6 +62,8 @@ def plan(recipe: str, profiles: tuple[str, ...], overrides: tuple[str, ...], sto
         print_json(found)
     else:
         show(found)
+    if found["refused"]:
+        click.get_current_context().exit(2)
 
 
 @click.command()

@@ -232,6 +232,27 @@ def test_figures_say_how_sure_they_are(text: str, tmp_path: Path) -> None:
     assert found["sharing"]["steps"] < found["sharing"]["steps without sharing"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["let.k=50 rows", "arms=~"], "table math: 50 rows asked, 20 there"),
+        (["let.k=1/64", "arms=~"], "table math: 1/64 of 20 rows is less than one row"),
+        (["train.max_len=5000", "arms=~"], "max_len 5000 is above the model's"),
+        (["arms=~"], ""),
+    ],
+)
+def test_a_plan_tells_what_a_run_would_refuse(text: str, tmp_path: Path, settings: list[str], said: str) -> None:
+    plan = planned(text, tmp_path, *settings)
+    store = Store(str(tmp_path / "store"))
+    assert figures(plan, store)["refused"] == []  # nothing is known yet
+    with Runtime(store, log=tmp_path / "log") as runtime:
+        stages = plan.arms[0].stages.values()
+        Broker(store, runtime).run([n for s in stages for name, n in s.train.inputs.items() if "tokens" in name])
+    found = figures(plan, store)["refused"]
+    assert [said in line for line in found] == ([True] * len(found) if said else [])
+    assert bool(found) == bool(said)
+
+
 def test_made_lists_tell_what_carries_loss(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows of 24 with 4 held out; the prompts are longer than the answers, so most of IM's loss is on them."""
     settings = ["let={k: all, loss: im}", "stages.general.objective=$loss", "arms={grid: {loss: [sft, im]}}"]

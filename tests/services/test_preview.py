@@ -93,3 +93,11 @@ def test_weights_and_roles_are_visible_in_colour() -> None:
     to_terminal(entries, Console(file=out, width=200, color_system="truecolor", force_terminal=True))
     assert "38;2;60;200;110ma" in out.getvalue()  # the answer in its full colour, underlined
     assert "38;2;28;56;89mq" in out.getvalue()  # the question at a third of its own
+
+
+def test_few_colours_keep_the_roles_apart() -> None:
+    entries = preview(table("q", "a"), Chat(tiny_tokenizer()), Objective.parse({"preset": "wit", "prompt_weight": 0.3}))
+    out = io.StringIO()
+    to_terminal(entries, Console(file=out, width=200, color_system="standard", force_terminal=True))
+    assert "\x1b[4;32ma" in out.getvalue()  # green, underlined
+    assert "\x1b[2;4;34mq" in out.getvalue()  # blue, faint, underlined
