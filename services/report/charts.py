@@ -46,10 +46,12 @@ def mixture(figures: Figures, stages: Sequence[Mapping[str, Any]], several: bool
 
 def targets(figures: Figures, responses: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Shares of own answers, paraphrases and gold in the chosen targets, by source."""
-    lines = [(r["label"], c) for r in responses for c in r["composition"] if c["source"] != "all"][:BARS]
+    lines = [(r, c) for r in responses for c in r["composition"] if c["source"] != "all"][:BARS]
     if not lines:
         return None
-    names = [f"{label.split(' · ')[0]} · {c['source']}" for label, c in lines]
+    names = [f"{r['label'].split(' · ')[0]} · {c['source']}" for r, c in lines]
+    # Bars of one name would be drawn on one another.
+    names = [f"{name}, {_of(r)}" if names.count(name) > 1 else name for name, (r, _) in zip(names, lines, strict=True)]
     columns = {"own": "model_share", "paraphrase": "paraphrase_share", "gold": "gold_share"}
     data = [
         bars(_KINDS[kind], [c.get(column) or 0 for _, c in lines], names, _LOOKS[kind][0], _LOOKS[kind][2], "%{x:.1%}")
@@ -62,6 +64,12 @@ def targets(figures: Figures, responses: Sequence[Mapping[str, Any]]) -> dict[st
     layout = {"barmode": "stack", "yaxis": names_axis(names), "xaxis": {"tickformat": ".0%", "range": [0, 1]}}
     caption = "Where the chosen targets come from, by source."
     return figures.add(caption, f"{caption} {'; '.join(said)}", data, layout, height=horizontal(len(lines)))
+
+
+def _of(response: Mapping[str, Any]) -> str:
+    """The arms of a step, so that it can be told from others of its name."""
+    first, *others = response["arms"] or [response["key"][-6:]]
+    return f"{first} and {len(others)} more" if others else str(first)
 
 
 def logprobs(figures: Figures, label: str, histogram: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def gather(store: Store, run: str) -> dict[str, Any]:
         "tables": list(flow.tables(artifacts, arms)),
         "pools": list(pools.pools(artifacts)),
         "stages": list(stages.mixtures(artifacts, arms)),
-        "responses": list(stages.responses(artifacts)),
+        "responses": list(stages.responses(artifacts, arms)),
         "training": list(stages.trainings(artifacts, arms)),
         "compared": items.compared(artifacts, arms),
         "sweep": swept,

@@ -39,17 +39,31 @@ def _asked(line: Mapping[str, Any]) -> int | None:
         return None
 
 
-def responses(artifacts: Artifacts) -> Iterator[dict[str, Any]]:
-    """Own, paraphrase and gold shares of every respond step, and how likely the model finds each kind."""
+def responses(artifacts: Artifacts, arms: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Own, paraphrase and gold shares of every respond step, and how likely the model finds each kind.
+
+    The arms tell apart steps of one name. The judge is marked where the answering model judges itself.
+    """
+    users: dict[str, list[str]] = {}
+    for arm in arms:
+        for key in dict.fromkeys(key for table in arm["tables"].values() for key in table["steps"]):
+            users.setdefault(key, []).append(arm["name"])
     for key, node in artifacts.nodes.items():
         if node["step"] == "respond" and key in artifacts.finished:
             name = node["label"]
             yield {
                 "label": name,
                 "key": key,
+                "arms": users.get(key, []),
+                "judge": artifacts.attempt(f"the judge of {name}", _judge, artifacts, key),
                 "composition": artifacts.info(key).get("composition", []),
                 "logprobs": artifacts.attempt(f"log-probabilities of {name}", _logprobs, artifacts, key),
             }
+
+
+def _judge(artifacts: Artifacts, key: str) -> str | None:
+    table = artifacts.table(key, "responses.parquet", ["judge"])
+    return next(iter(table["judge"].drop_null().to_pylist()), None) if "judge" in table.column_names else None
 
 
 def _logprobs(artifacts: Artifacts, key: str) -> dict[str, Any] | None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from cuvee.errors import UserError
-from services.report import write
+from services.report import charts, write
 from services.report.artifacts import Artifacts
+from services.report.figure import Figures
 from services.report.gather import gather
 from services.report.pools import project
 from services.report.published import published
@@ -96,6 +97,16 @@ def test_the_view_holds_the_artifacts(single: Store) -> None:
     assert (quiz["both"], quiz["gained"], quiz["lost"]) == (3, 1, 1)
     assert {item["change"] for item in quiz["items"]} == {"gained", "lost"}
     assert view["command"].startswith("cuvee run recipes/demo.yaml --profile cpu --set train.lr=1e-5 --store ")
+
+
+def test_targets_of_several_arms_are_told_apart(single: Store) -> None:
+    found = gather(single, RUN)["responses"]
+    assert [(r["label"], r["arms"], r["judge"]) for r in found] == [("shop · respond", ["main"], None)]
+    other = {**found[0], "key": "respond-2", "arms": ["policy=ssr,seed=0", "policy=ssr,seed=1"]}
+    figure = charts.targets(Figures(), [found[0], other])
+    assert figure is not None
+    assert "main: 5 own" in figure["alt"]
+    assert "policy=ssr,seed=0 and 1 more: 5 own" in figure["alt"]
 
 
 def test_an_iterative_selection_is_its_last_round_with_the_weights_of_all(single: Store) -> None:
