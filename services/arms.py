@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cuvee.errors import RecipeError, nearest
@@ -44,18 +44,94 @@ class Arm:
     varies: tuple[str, ...]
     seeds: dict[str, int]
     document: Recipe
+    half: str = ""
+    """The half of held-out rows on which it is measured; empty for all of them."""
 
 
 def expand(recipe: Recipe) -> list[Arm]:
-    """All arms, in the order written, the seeds of one together. Raises RecipeError naming the arm that cannot work."""
-    arms = [
-        arm for variant, settings, document in _variants(recipe) for arm in _seeded(recipe, variant, settings, document)
-    ]
+    """All arms, in the order written, the seeds of one together. Raises RecipeError naming the arm that cannot work.
+
+    The arms of a search are known only while it runs: even points of its space stand in for them. Where nuisance
+    settings are tuned, the candidates come first, and the first of each arm stands in for the one that will be chosen.
+    """
+    if recipe.arms.nuisance:
+        tried = candidates(recipe)
+        arms = [arm for found in tried.values() for _, arm in found]
+        arms += tuned(recipe, {name: found[0][0] for name, found in tried.items()})
+    else:
+        arms = [arm for v in _variants(recipe) for arm in seeded(recipe, v.name, v.settings, v.document(recipe))]
+    if recipe.arms.search:
+        arms += stand_ins(recipe)
     _check_names(recipe, arms)
     _check_used(recipe, arms)
     for i, contrast in enumerate(recipe.contrasts):
         pairs(contrast, arms, recipe, ("contrasts", i))
     return arms
+
+
+def stand_ins(recipe: Recipe) -> list[Arm]:
+    """As many arms as a search may try, at the points with which it begins. One that cannot work is refused, since the
+    others of its kind will not work either."""
+    from services.space import Space
+
+    search = recipe.arms.search
+    assert search is not None
+    space = Space(search.space)
+    points = space.design(search.budget.arms, recipe.seed)
+    return [proposed(recipe, number, space.values(point)) for number, point in enumerate(points, 1)]
+
+
+def candidates(recipe: Recipe) -> dict[str, list[tuple[dict[str, Any], Arm]]]:
+    """For each arm as it is written: (nuisance settings, the arm with them), the same settings for all arms.
+
+    They run under the first seed and are measured on validation rows.
+    """
+    from services.space import Space
+
+    nuisance = recipe.arms.nuisance
+    assert nuisance is not None
+    space = Space(nuisance.space)
+    tried = [space.values(point) for point in space.design(nuisance.arms, recipe.seed)]
+    found: dict[str, list[tuple[dict[str, Any], Arm]]] = {}
+    for v in _variants(recipe):
+        for number, values in enumerate(tried, 1):
+            settings = v.settings | {key: label(value) for key, value in values.items()}
+            name = f"{v.name}~{number}"
+            arm = next(seeded(recipe, name, settings, v.document(recipe, values)))
+            found.setdefault(v.name, []).append((values, replace(arm, name=name, half="validation")))
+    return found
+
+
+def tuned(recipe: Recipe, choice: Mapping[str, Mapping[str, Any]]) -> list[Arm]:
+    """The arms under every seed, each with the nuisance settings that were chosen for it (by its name)."""
+    return [
+        arm
+        for v in _variants(recipe)
+        if v.name in choice
+        for arm in seeded(recipe, v.name, v.settings, v.document(recipe, choice[v.name]))
+    ]
+
+
+def finals(recipe: Recipe, proposals: Mapping[int, Mapping[str, Any]]) -> list[Arm]:
+    """What a search ends with: the arms that are written out, and its finalists, under every seed, on test rows."""
+    arms = [arm for v in _variants(recipe) for arm in seeded(recipe, v.name, v.settings, v.document(recipe))]
+    for number, values in proposals.items():
+        arm = proposed(recipe, number, values)
+        arms += seeded(recipe, arm.name, arm.settings, arm.document)
+    return arms
+
+
+def proposed(recipe: Recipe, number: int, values: Mapping[str, Any]) -> Arm:
+    """The arm of a search with these settings, under the first seed, measured on validation rows."""
+    name = arm_name(number)
+    document = _arm(recipe, name, values, ("arms", "search", "space"))
+    first = next(seeded(recipe, name, {key: label(value) for key, value in values.items()}, document))
+    return replace(first, name=name, half="validation")
+
+
+def arm_name(number: int) -> str:
+    """What the n-th arm of a search is called."""
+    return f"arm-{number:03}"
 
 
 def match(side: Mapping[str, Any], arms: Sequence[Arm]) -> list[Arm]:
@@ -110,8 +186,21 @@ def label(value: Any) -> str:
     return str(value)
 
 
-def _variants(recipe: Recipe) -> Iterator[tuple[str, dict[str, str], Recipe]]:
-    """(name, settings, resolved recipe) of each arm."""
+@dataclass(frozen=True)
+class _Variant:
+    """What an arm that is written out sets, before its seeds."""
+
+    name: str
+    settings: dict[str, str]
+    changes: dict[str, Any]
+    at: Path_
+
+    def document(self, recipe: Recipe, tuned: Mapping[str, Any] | None = None) -> Recipe:
+        """The resolved recipe of the arm."""
+        return _arm(recipe, self.name, self.changes, self.at, tuned)
+
+
+def _variants(recipe: Recipe) -> Iterator[_Variant]:
     arms = recipe.arms
     names = _short_names(list(arms.grid))
     if arms.grid:
@@ -119,16 +208,19 @@ def _variants(recipe: Recipe) -> Iterator[tuple[str, dict[str, str], Recipe]]:
         for cell in itertools.product(*axes):
             settings = {key: text for key, text, _ in cell}
             name = ",".join(f"{names[key]}={text}" for key, text in settings.items())
-            yield name, settings, _arm(recipe, name, {key: value for key, _, value in cell}, ("arms", "grid"))
+            yield _Variant(name, settings, {key: value for key, _, value in cell}, ("arms", "grid"))
     for word, named in (("add", arms.add), ("ablate", {"full": {}, **arms.ablate} if arms.ablate else {})):
         for name, changes in named.items():
             settings = {"arm": name} | {key: label(value) for key, value in changes.items()}
-            yield name, settings, _arm(recipe, name, changes, ("arms", word, name))
-    if not (arms.grid or arms.add or arms.ablate):
-        yield "main", {}, _arm(recipe, "main", {}, ())
+            yield _Variant(name, settings, dict(changes), ("arms", word, name))
+    if not (arms.grid or arms.add or arms.ablate or arms.search):
+        yield _Variant("main", {}, {}, ())
 
 
-def _arm(recipe: Recipe, name: str, changes: Mapping[str, Any], at: Path_) -> Recipe:
+def _arm(
+    recipe: Recipe, name: str, changes: Mapping[str, Any], at: Path_, tuned: Mapping[str, Any] | None = None
+) -> Recipe:
+    """The changes, then what follows from them, then what was `tuned` for the arm."""
     document = recipe.source
     for key, value in changes.items():
         document = _set(document, key, value, recipe.source, (*at, key))
@@ -136,6 +228,8 @@ def _arm(recipe: Recipe, name: str, changes: Mapping[str, Any], at: Path_) -> Re
         if all(_holds(document, key, wanted) for key, wanted in rule.of.items()):
             for key, value in rule.then.items():
                 document = _set(document, key, value, recipe.source, ("arms", "when", i, "then", key))
+    for key, value in (tuned or {}).items():
+        document = _set(document, key, value, recipe.source, ("arms", "nuisance", "space", key))
     try:
         return _alone(parse(document))
     except RecipeError as error:
@@ -191,26 +285,27 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
     return {key: short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)}
 
 
-def _seeded(recipe: Recipe, variant: str, settings: dict[str, str], document: Recipe) -> Iterator[Arm]:
-    repeat = recipe.repeat
+def seeded(recipe: Recipe, variant: str, settings: dict[str, str], document: Recipe) -> Iterator[Arm]:
+    """The arm under each seed; the held-out rows of recipes that choose by them are those of the test half."""
+    repeat, half = recipe.repeat, "test" if recipe.arms.halved else ""
     if repeat and repeat.apart:
-        yield from _apart(repeat, variant, settings, document)
+        yield from _apart(repeat, variant, settings, document, half)
         return
     for seed in repeat.seeds if repeat else (recipe.seed,):
         varies = repeat.vary if repeat else ()
         seeds: dict[str, int] = {stream: seed if stream in varies else recipe.seed for stream in STREAMS}
         name = f"{variant},seed={seed}" if repeat and len(repeat.seeds) > 1 else variant
-        yield Arm(name, variant, settings, seed, tuple(varies), seeds, document)
+        yield Arm(name, variant, settings, seed, tuple(varies), seeds, document, half)
 
 
-def _apart(repeat: Repeat, variant: str, settings: dict[str, str], document: Recipe) -> Iterator[Arm]:
+def _apart(repeat: Repeat, variant: str, settings: dict[str, str], document: Recipe, half: str) -> Iterator[Arm]:
     """The run with the first seed in all streams, and for each stream one with every other seed in it alone."""
     first: dict[str, int] = dict.fromkeys(STREAMS, repeat.seeds[0])
-    yield Arm(f"{variant},seed={repeat.seeds[0]}", variant, settings, repeat.seeds[0], (), first, document)
+    yield Arm(f"{variant},seed={repeat.seeds[0]}", variant, settings, repeat.seeds[0], (), first, document, half)
     for stream in repeat.vary:
         for seed in repeat.seeds[1:]:
             name = f"{variant},{stream}={seed}"
-            yield Arm(name, variant, settings, seed, (stream,), {**first, stream: seed}, document)
+            yield Arm(name, variant, settings, seed, (stream,), {**first, stream: seed}, document, half)
 
 
 def _check_names(recipe: Recipe, arms: Sequence[Arm]) -> None:

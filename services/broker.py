@@ -21,7 +21,7 @@ from services.steps import Context, get
 from services.steps.base import Progress
 from services.store import Done, Store
 
-Status = Literal["computed", "reused", "failed", "skipped"]
+Status = Literal["computed", "reused", "failed", "skipped", "stopped"]
 POLL = 0.5
 """Seconds between looks at a step that another command is making."""
 
@@ -57,14 +57,23 @@ class Observer(Protocol):
 
 
 class Broker:
-    """`keep_going`: a step that fails takes only what needs it along; without it the first failure ends the run."""
+    """`keep_going`: a step that fails takes only what needs it along, as long as no more than `max_failures` have
+    failed; without it the first failure ends the run."""
 
     def __init__(
-        self, store: Store, runtime: Runtime, observers: Sequence[Observer] = (), *, keep_going: bool = False
+        self,
+        store: Store,
+        runtime: Runtime,
+        observers: Sequence[Observer] = (),
+        *,
+        keep_going: bool = False,
+        max_failures: int | None = None,
     ) -> None:
         self.store, self.runtime = store, runtime
         self.observers = list(observers)
         self.keep_going = keep_going
+        self.max_failures = max_failures
+        self._failures = 0
 
     def run(self, targets: Sequence[Node]) -> list[Outcome]:
         """Make all artifacts that the targets need. Outcomes in the order of the graph."""
@@ -130,51 +139,58 @@ class Broker:
 
         start = time.monotonic()
         try:
-            done = self._run_step(node, lease, progress, start)
+            done = self._run_step(node, lease, progress)
         except CuveeError as error:
             if node.label not in error.message:
                 error.message = f"{node.label}: {error.message}"
-            if not self.keep_going:
+            self._failures += 1
+            if not self.keep_going or (self.max_failures is not None and self._failures > self.max_failures):
                 raise
             return Outcome(node, "failed", "", time.monotonic() - start, {}, error)
         return Outcome(node, "computed", self.store.where(node.key), done.seconds, dict(done.info))
 
-    def _run_step(self, node: Node, lease: leases.Lease, progress: Progress, start: float) -> Done:
+    def _run_step(self, node: Node, lease: leases.Lease, progress: Progress) -> Done:
         spec = get(node.step)
         if spec.kind == "train":
             self.runtime.release_engines()
         if spec.kind == "engine":
             self.runtime.engine_model = node.model
-        inputs = {name: source.key for name, source in node.inputs.items()}
-        try:
-            folder = self.store.attempt_folder(lease)
-            context = Context(
-                config=node.config,
-                inputs={name: self.store.local(source.key) for name, source in node.inputs.items()},
-                out=folder,
-                work=self.store.work(node.key),
-                seed=node.seed,
-                execution=node.execution,
-                runtime=self.runtime,
-                progress=progress,
-                key=node.key,
-                input_keys=inputs,
-            )
-            with leases.beating(lease, lambda: self.store.save_work(node.key)):
-                info = spec.run(context)
-            return self.store.publish(lease, folder, info=info, inputs=inputs, seconds=time.monotonic() - start)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-                raise UserError(
-                    f"{node.label}: the store {self.store.url} cannot take more: {error.strerror}",
-                    remedy="free space (`cuvee store prune`) or give another with --store; finished steps are kept",
-                ) from error
-            raise
+        return run_step(self.store, self.runtime, node, lease, progress)
 
     def _tell(self, outcomes: dict[str, Outcome], outcome: Outcome) -> None:
         outcomes[outcome.node.key] = outcome
         for observer in self.observers:
             observer.finished(outcome)
+
+
+def run_step(store: Store, runtime: Runtime, node: Node, lease: leases.Lease, progress: Progress) -> Done:
+    """Compute a node whose inputs are there, and publish it."""
+    start = time.monotonic()
+    inputs = {name: source.key for name, source in node.inputs.items()}
+    try:
+        folder = store.attempt_folder(lease)
+        context = Context(
+            config=node.config,
+            inputs={name: store.local(source.key) for name, source in node.inputs.items()},
+            out=folder,
+            work=store.work(node.key),
+            seed=node.seed,
+            execution=node.execution,
+            runtime=runtime,
+            progress=progress,
+            key=node.key,
+            input_keys=inputs,
+        )
+        with leases.beating(lease, lambda: store.save_work(node.key)):
+            info = get(node.step).run(context)
+        return store.publish(lease, folder, info=info, inputs=inputs, seconds=time.monotonic() - start)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise UserError(
+                f"{node.label}: the store {store.url} cannot take more: {error.strerror}",
+                remedy="free space (`cuvee store prune`) or give another with --store; finished steps are kept",
+            ) from error
+        raise
 
 
 def _lost(outcome: Outcome) -> bool:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from cuvee.errors import nearest
 from evaluation.judges import JudgeConfig
 from services.measures import BASE, CURRENT, EACH
+from services.search import VALIDATION
 from services.tables import OPERATIONS, Operation
 from services.yaml_lines import Path_
 
@@ -30,6 +31,7 @@ def faults(recipe: Recipe) -> Iterator[Fault]:
     yield from _table_faults(recipe)
     yield from _stage_faults(recipe)
     yield from _measure_faults(recipe)
+    yield from _choice_faults(recipe)
 
 
 def _model_faults(recipe: Recipe) -> Iterator[Fault]:
@@ -131,6 +133,49 @@ def _measure_faults(recipe: Recipe) -> Iterator[Fault]:
 
     if recipe.contrasts and recipe.repeat and recipe.repeat.apart:
         yield ("contrasts",), "a contrast needs seeds that move their streams together", "leave `repeat.apart` out"
+
+
+def _choice_faults(recipe: Recipe) -> Iterator[Fault]:
+    """What chooses between arms must be reported by them."""
+    search, nuisance = recipe.arms.search, recipe.arms.nuisance
+    if search:
+        for name in dict.fromkeys((*search.metric, *([search.signal] if search.scheduler else []))):
+            yield from _metric_faults(recipe, name, ("arms", "search", "metric"))
+    if nuisance:
+        yield from _metric_faults(recipe, nuisance.metric, ("arms", "nuisance"))
+
+
+def _metric_faults(recipe: Recipe, name: str, path: Path_) -> Iterator[Fault]:
+    measured = recipe.evaluate
+    word = name.removesuffix(".rise").removeprefix("tasks.")
+    if not recipe.stages:
+        return
+    last = next(reversed(recipe.stages))
+    if word.split(".")[0] == VALIDATION:
+        known = [table for table, spec in recipe.data.items() if spec.find("holdout")]
+        if not known:
+            yield path, f"{name} is never reported: no table holds rows out", "add {holdout: 100 rows} to a table"
+        elif (table := ".".join(word.split(".")[1:])) and table.split(".")[0] not in known:
+            yield path, f"{name} is never reported", nearest(name, [VALIDATION, *(f"{VALIDATION}.{t}" for t in known)])
+        elif recipe.train_for(last).validation_every is None:
+            remedy = f"set stages.{last}.train.validation_every, in optimiser steps"
+            yield path, f"{name} is never reported: the stage {last} does not validate", remedy
+        return
+    listed = [
+        f"{kind}.{t}" for kind in ("gold_loss", "output_loss", "accuracy", "bleu") for t in getattr(measured, kind)
+    ]
+    listed += [*_tasks(recipe), *(["retention.drop"] if measured.retention else [])]
+    if not any(word == known or word.startswith(f"{known}.") for known in listed):
+        yield path, f"{name} is never reported", nearest(name, [VALIDATION, *listed])
+    elif "final" not in measured.at and last not in measured.at:
+        yield path, f"{name} is never reported at the end of an arm", "add final to evaluate.at"
+
+
+def _tasks(recipe: Recipe) -> list[str]:
+    from evaluation import suites
+
+    names = suites.expand([*recipe.evaluate.tasks, *recipe.evaluate.retention])
+    return [*(suites.plain(name) for name in names), *recipe.evaluate.judged]
 
 
 def _has(recipe: Recipe, table: str, operation: str) -> bool:

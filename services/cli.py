@@ -26,6 +26,7 @@ COMMANDS = {
     "run": ("recipes", "Run a recipe; finished steps are reused."),
     "noise": ("recipes", "How much the scores of a recipe move with its seeds, and what that hides."),
     "report": ("recipes", "Write the report of a run again, as HTML, Markdown or JSON."),
+    "suggest": ("sweeps", "Propose the next arms, or an amount of data, from what a run has found."),
     "submit": ("jobs", "Send a recipe to a Ray cluster and follow it."),
     "jobs": ("jobs", "List the jobs of a cluster."),
     "status": ("jobs", "Show the state of a job."),

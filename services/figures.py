@@ -15,6 +15,7 @@ from typing import Any
 
 from cuvee.amounts import Amount
 from cuvee.errors import UserError
+from services.cluster import has_accelerator
 from services.graph import Node, ordered
 from services.plan import ArmPlan, Plan
 from services.steps.model import model_folder
@@ -132,11 +133,13 @@ def _one_target(node: Node) -> bool:
 def figures(plan: Plan, store: Store) -> dict[str, Any]:
     """Everything that `cuvee plan` shows."""
     from services.costs import costs
+    from services.durations import durations
     from services.loss_figures import loss_figures
     from services.refusals import refusals
 
     known = Figures(store)
     nodes = ordered(plan.targets)
+    search, nuisance = plan.recipe.arms.search, plan.recipe.arms.nuisance
     return {
         "recipe": plan.recipe.name,
         "hash": plan.recipe.hash,
@@ -151,6 +154,9 @@ def figures(plan: Plan, store: Store) -> dict[str, Any]:
         "training": _training(plan, known),
         "sharing": {"reasons": _reasons(plan), **_saved(plan, nodes, known)},
         "objective": loss_figures(plan, known),
+        "cost": durations(plan, store, has_accelerator()),
+        "search": search.model_dump(mode="json", exclude_defaults=True) if search else None,
+        "nuisance": nuisance.model_dump(mode="json", exclude_defaults=True) if nuisance else None,
         "power": _power(plan),
         "api": costs(plan.targets, known),
     }
@@ -220,6 +226,15 @@ def _asked(node: Node, table: str, asked: str, known: Figures) -> dict[str, Any]
         "repeat": count / unique if unique else None,
         "tokens": round(mean * count) if mean is not None else None,
     }
+
+
+def asked_tokens(compose: Node, table: str, asked: str, known: Figures) -> int | None:
+    """Tokens that a list will take of a table, as far as that can be said before."""
+    amount = Amount.parse(asked)
+    if amount.kind == "tokens":
+        return round(float(amount.value) * float(compose.config["epochs"]))
+    found = _asked(compose, table, asked, known)["tokens"]
+    return None if found is None else int(found)
 
 
 def _training(plan: Plan, known: Figures) -> list[dict[str, Any]]:

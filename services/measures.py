@@ -87,7 +87,6 @@ class Evaluate(Config):
     decoding: Annotated[Decoding, BeforeValidator(_decoding)] = Field(
         default_factory=Decoding, description="for generated answers; greedy if absent"
     )
-    validation: bool = Field(default=False, description="score the validation half of each task, as a search must")
 
     @field_validator("judged", mode="before")
     @classmethod

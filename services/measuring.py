@@ -128,13 +128,23 @@ class Measures:
             if task in ("accuracy", "bleu"):
                 config["decoding"] = decoding
             links = {"rows": rows} | self.builder.judge_models(config, judge)
-            found.append(self.measured(f"{task}.{table}", task, config, links))
+            found.append(self.measured(f"{task}.{table}", task, config, links, halved=part == "held"))
         return found
 
     def measured(
-        self, task: str, kind: str, config: dict[str, Any], links: Mapping[str, Node], sources: Sequence[Source] = ()
+        self,
+        task: str,
+        kind: str,
+        config: dict[str, Any],
+        links: Mapping[str, Node],
+        sources: Sequence[Source] = (),
+        *,
+        halved: bool = True,
     ) -> Measure:
+        """`halved`: of what is held out, an arm that was or will be chosen sees only one half."""
         config["chat"] = self.builder.chat(self.name)
+        if halved and self.builder.plan.arm.half:
+            config["half"] = self.builder.plan.arm.half
         inputs = {"model": self.model, **links}
         execution = self.builder.engine(self.name)
         digest = ""

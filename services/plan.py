@@ -430,9 +430,9 @@ class Builder:
 
     # Stages
 
-    def tokens(self, table: str, model: str, rows: Node, part: str = "rows") -> Node:
-        """The rendered rows of a table under a model's template."""
-        config = {"chat": self.chat(model), "part": part}
+    def tokens(self, table: str, model: str, rows: Node, part: str = "rows", half: str = "") -> Node:
+        """The rendered rows of a table, or of a half of them, under a model's template."""
+        config = {"chat": self.chat(model), "part": part} | ({"half": half} if half else {})
         # Only the tokenizer matters; a model's node stands for it, since both are one download.
         return self.node("render", f"{table} · tokens", config, {"rows": rows, "model": self.model(model)})
 
@@ -515,14 +515,20 @@ class Builder:
         return list(dict.fromkeys(node for state in states for node in state.held))
 
     def validation(self, stage: str, model: str) -> dict[str, Node]:
-        """Held-out rows of the stage's tables, rendered: their loss is followed during training if the recipe asks."""
+        """Held-out rows of the stage's tables, rendered: their loss is followed during training if the recipe asks.
+
+        In a sweep that chooses by them these are the validation rows of all tables, whatever the arm mixes and is
+        measured on afterwards: losses over different tables could not be compared.
+        """
         if self.recipe.train_for(stage).validation_every is None:
             return {}
         found: dict[str, Node] = {}
-        for table in self.recipe.stages[stage].mix:
-            for node in self.rows_of(table).held:
+        mixed = [self.rows_of(table).held for table in self.recipe.stages[stage].mix]
+        for held in [self.all_held()] if self.plan.arm.half else mixed:
+            for node in held:
                 name = node.label.split(" · ")[0]
-                found[name] = self.tokens(f"{name} (held out)", model, node, "held")
+                half = "validation" if self.plan.arm.half else ""
+                found[name] = self.tokens(f"{name} (held out)", model, node, "held", half)
         return found
 
     def train(

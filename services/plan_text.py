@@ -21,10 +21,17 @@ def show(found: Mapping[str, Any]) -> None:
     from rich.console import Console
 
     from services.costs import lines as cost_lines
+    from services.durations import lines as duration_lines
 
     console = Console(highlight=False)
     arms = f", {len(found['arms'])} arms" if len(found["arms"]) > 1 else ""
     console.print(f"[bold]{found['recipe']}[/]  {found['hash'][:12]}{arms}  store {found['store']}")
+    if found["search"]:
+        console.print(
+            f"search: at most {len(found['arms'])} arms, proposed while it runs, then the finalists under every seed; "
+            "even points of the space stand in for them here",
+            markup=False,
+        )
     for text in found["missing"]:
         console.print(f"[red]missing[/] {text}", markup=True)
     for text in found["refused"]:
@@ -45,6 +52,8 @@ def show(found: Mapping[str, Any]) -> None:
     _trainings(console, found["training"])
     if len(found["arms"]) > 1:
         _sharing(console, found["sharing"])
+        for text in duration_lines(found["cost"]):
+            console.print(text, markup=False)
     _losses(console, found["objective"])
     for power in found["power"]:
         console.print(f"{power['task']}: {power['items']} items show differences from {power['detectable']:.2f} on")

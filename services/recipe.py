@@ -39,7 +39,7 @@ from training import curriculum
 from training.objective import Objective
 from training.settings import Execution, TrainConfig
 
-_SILENT = ("published", "execution", "store", "tracking")
+SILENT = ("published", "execution", "store", "tracking")
 """Keys that change nothing in the result."""
 
 ObjectiveOf = Annotated[Objective | None, BeforeValidator(lambda value: "sft" if value is None else value)]
@@ -140,7 +140,7 @@ class Recipe(Config):
     @property
     def hash(self) -> str:
         """32 hex digits of what the recipe says. The order of stages counts, that of other keys does not."""
-        said = {k: v for k, v in self.document.items() if k not in _SILENT}
+        said = {k: v for k, v in self.document.items() if k not in SILENT}
         text = json.dumps(_canonical(said, ()), ensure_ascii=False, separators=(",", ":"))
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

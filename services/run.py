@@ -9,19 +9,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cuvee.errors import CuveeError, UserError
 from services import results, sources
 from services.broker import Broker, Observer, Outcome
+from services.cluster import has_accelerator
 from services.graph import Node, ordered
-from services.plan import ArmPlan, Plan, make_plan
+from services.plan import ArmPlan, Builder, Plan, Surroundings, make_plan
 from services.recipe import Recipe, load
 from services.redact import redact
 from services.runtime import Runtime
 from services.store import Store
+from services.sweep.run import Sweep
 from services.terminal import StepLines, Terminal
 
 
@@ -50,11 +52,13 @@ class Result:
     found: dict[str, Any]
     folder: Path
     seconds: float
+    failures: dict[str, str] = field(default_factory=dict)
 
     @property
     def failed(self) -> list[Outcome]:
-        """Steps that did not come to an end."""
-        return [o for o in self.outcomes if o.status in ("failed", "skipped")]
+        """Steps that did not come to an end. Those of a search's arms are not among them: the search goes on."""
+        wanted = {node.key for node in ordered(self.plan.targets)}
+        return [o for o in self.outcomes if o.status in ("failed", "skipped") and o.node.key in wanted]
 
 
 def open_plan(request: Request, store: Store) -> Plan:
@@ -63,6 +67,13 @@ def open_plan(request: Request, store: Store) -> Plan:
 
     recipe = request.recipe or load(request.path, request.profiles, request.overrides)
     return make_plan(recipe, expand(recipe), store)
+
+
+def plan_in(where: Surroundings, recipe: Recipe) -> Plan:
+    """The plan of a recipe; `where` may then plan other arms of it, as a search does."""
+    from services.arms import expand
+
+    return Plan(recipe, [Builder(arm, where).build() for arm in expand(recipe)], where.missing)
 
 
 def read_pools(plan: Plan, store: Store) -> None:
@@ -104,33 +115,55 @@ def run(request: Request, terminal: Terminal, log: Path) -> Result:
 
     start = time.time()
     store = store_of(request)
-    plan = open_plan(request, store)
+    recipe = load(request.path, request.profiles, request.overrides)
+    where = Surroundings(store, has_accelerator())
+    plan = plan_in(where, recipe)
     if plan.missing:
         raise plan.missing[0]
     store.check_writable()
     check_judges(plan, store)
     name = run_name(plan.recipe)
     targets = plan.targets
-    manifest = manifest_of(plan, name, request, start)
+    written = [arm for arm in plan.arms if arm.arm.half != "validation"]
+    manifest = manifest_of(Plan(recipe, written, plan.missing) if recipe.arms.search else plan, name, request, start)
     store.save_run(name, manifest)
     keep_going = len(plan.arms) > 1 if request.keep_going is None else request.keep_going
     with ExitStack() as stack:
         runtime = stack.enter_context(Runtime(store, address=request.address, log=log))
         tracker = stack.enter_context(RunTracker(store, plan, name))
-        lines = StepLines(terminal, len(ordered(targets)))
+        lines = StepLines(terminal, 0 if recipe.arms.halved else len(ordered(targets)))
         observers: list[Observer] = [lines, Lists(terminal), tracker]
+
+        def keep(search: dict[str, Any], keys: Sequence[str]) -> None:
+            manifest["search"] = search
+            manifest["keys"] = list(dict.fromkeys([*manifest["keys"], *keys]))
+            store.save_run(name, manifest)
+
+        def say(text: str) -> None:
+            terminal.err.print(f"  {text}", markup=False)
+
+        sweep = Sweep(store, runtime, where, observers, say, name, keep_going, tracker.arm, keep)
         try:
-            outcomes = Broker(store, runtime, observers, keep_going=keep_going).run(targets)
+            made = sweep.run(plan)
         except BaseException as error:
             store.save_run(name, manifest | {"status": "failed", "error": redact(str(error) or "interrupted")})
             raise
         runtime.close()
+        plan, outcomes = made.plan, made.outcomes
         found = results.collect(plan, store)
+        found |= {word: part for word, part in (("search", made.search), ("nuisance", made.nuisance)) if part}
+        kept = manifest["keys"]
+        manifest |= {k: v for k, v in manifest_of(plan, name, request, start).items() if k in ("nodes", "arms", "keys")}
+        manifest["keys"] = list(dict.fromkeys([*manifest["keys"], *kept]))
+        if made.search:
+            manifest["search"] = made.search
         seconds = time.time() - start
         folder = store.scratch / "runs" / name
         folder.mkdir(parents=True, exist_ok=True)
         result = Result(name, plan, outcomes, found, folder, seconds)
-        manifest |= {"finished": time.time(), "status": "failed" if result.failed else "finished", "results": found}
+        result.failures = made.failures
+        said = {k: v for k, v in found.items() if k != "search"}
+        manifest |= {"finished": time.time(), "status": "failed" if result.failed else "finished", "results": said}
         manifest["outcomes"] = [outcome.record() for outcome in outcomes]
         store.save_run(name, manifest)
         write_report(store, name)
@@ -236,4 +269,4 @@ def _cell(value: Any) -> str:
 
 def first_failure(result: Result) -> CuveeError | None:
     """The first error of a run that went on."""
-    return next((o.error for o in result.outcomes if o.status == "failed"), None)
+    return next((o.error for o in result.failed if o.status == "failed"), None)

@@ -40,13 +40,16 @@ class Remote:
 
 
 class Runtime:
-    """`address` is a Ray cluster's, or None for a local instance that ends with the command."""
+    """`address` is a Ray cluster's, or None for a local instance that ends with the command.
 
-    def __init__(self, store: Store, *, address: str | None = None, log: Path) -> None:
+    `connected` is for a worker of a cluster, which neither joins it nor puts anything of it away.
+    """
+
+    def __init__(self, store: Store, *, address: str | None = None, log: Path, connected: bool = False) -> None:
         self.store, self.address, self.log = store, address, log
         self.engine_model = ""
         self._stack = ExitStack()
-        self._connected = False
+        self._connected = connected
         self._engines: dict[str, Engine] = {}
 
     def __enter__(self) -> Runtime:

@@ -160,8 +160,7 @@ class Store:
         finished = self.done(key)
         assert finished is not None
         shutil.rmtree(self.scratch / "attempts" / f"{key}.{lease.fence}", ignore_errors=True)
-        shutil.rmtree(self.scratch / "work" / key, ignore_errors=True)
-        self.objects.delete(f"work/{key}")
+        self.drop_work(key)
         return finished
 
     # Versions that were declared to give the same result
@@ -192,6 +191,24 @@ class Store:
         found = {n.removesuffix(".json"): self.objects.get(f"runs/{n}") for n in names}
         return {name: json.loads(item[0]) for name, item in found.items() if item}
 
+    def save_arm(self, search: str, arm: str, record: Mapping[str, Any]) -> None:
+        """Keep what is known of an arm that a search has proposed. One command at a time writes them."""
+        name = f"searches/{search}/{arm}.json"
+        found = self.objects.get(name)
+        data = json.dumps(record, indent=1, default=str).encode()
+        self.objects.put(name, data, version=found[1] if found else ABSENT)
+
+    def saved_arms(self, search: str) -> list[dict[str, Any]]:
+        """The arms of a search, by name."""
+        names = sorted(n for n in self.objects.children(f"searches/{search}") if n.endswith(".json"))
+        found = [self.objects.get(f"searches/{search}/{name}") for name in names]
+        return [json.loads(item[0]) for item in found if item]
+
+    def drop_work(self, key: str) -> None:
+        """Forget the unfinished state of a key."""
+        shutil.rmtree(self.scratch / "work" / key, ignore_errors=True)
+        self.objects.delete(f"work/{key}")
+
     def artifacts(self) -> list[Done]:
         """All finished artifacts, oldest first."""
         found = [done for key in self.objects.children("artifacts") if (done := self.done(key))]
@@ -221,6 +238,8 @@ class Store:
             if not self.holder(name.rsplit(".", 1)[0]):
                 doomed.append(f"attempts/{name}")
         doomed += [f"runs/{name}.json" for name in forget]
+        kept = {run["search"]["records"] for name, run in self.runs().items() if name not in forget and "search" in run}
+        doomed += [f"searches/{name}" for name in self.objects.children("searches") if name not in kept]
         sized = [(name, self.objects.size(name)) for name in doomed]
         if not dry_run:
             for name in doomed:

@@ -71,7 +71,7 @@ def quiet(log: Path | None, *, json: bool = False) -> Iterator[Terminal]:
 
 
 class StepLines:
-    """The observer that shows steps: a bar while one runs, a line when it has ended."""
+    """The observer that shows steps: a bar while one runs, a line when it has ended. `total` 0: nobody knows it."""
 
     def __init__(self, terminal: Terminal, total: int) -> None:
         self._terminal, self._total, self._count = terminal, total, 0
@@ -126,10 +126,11 @@ class StepLines:
         self._close()
         self._count += 1
         mark = {"computed": "[green]✓[/]", "reused": "[dim]=[/]", "failed": "[red]✗[/]", "skipped": "[yellow]-[/]"}
+        mark |= {"stopped": "[yellow]■[/]"}
         seconds = f"{outcome.seconds:6.1f} s" if outcome.status == "computed" else f"{outcome.status:>8}"
         note = f"  {outcome.error}" if outcome.error else _note(outcome)
         label = escape(outcome.node.label)
-        counter = f"[dim]{self._count:>3}/{self._total}[/]"
+        counter = f"[dim]{self._count:>3}/{self._total}[/]" if self._total else f"[dim]{self._count:>3}[/]"
         self._terminal.err.print(f"{counter} {mark[outcome.status]} {label:<44} {seconds}  [dim]{escape(note)}[/]")
 
     def _close(self) -> None:

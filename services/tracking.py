@@ -11,7 +11,7 @@ import json
 import numbers
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -75,11 +75,27 @@ class RunTracker:
             params={"seed": recipe.seed, "arms": len(self._plan.arms)},
             artifacts={"recipe.yaml": document, "plan.json": json.dumps(self._graph(), indent=1)},
         )
-        for arm in self._plan.arms:
-            self._arms[arm.arm.name] = tracker.arm_run(
-                self._recipe, arm.arm.name, tags=_arm_tags(arm), params={"seed": arm.arm.seed, **arm.arm.settings}
-            )
+        if not self._plan.recipe.arms.halved:  # else the arms are told as they are proposed or chosen
+            for arm in self._plan.arms:
+                self.arm(arm)
         return self
+
+    def arm(self, arm: ArmPlan) -> None:
+        """Open the run of an arm, or open it again."""
+        self._arms[arm.arm.name] = self._tracker.arm_run(
+            self._recipe, arm.arm.name, tags=_arm_tags(arm), params={"seed": arm.arm.seed, **arm.arm.settings}
+        )
+
+    def searched(self, arms: Sequence[Mapping[str, Any]]) -> None:
+        """What a search says of its arms: status and reason as tags, scores and reports as metrics."""
+        for record in arms:
+            if (run := self._arms.get(record["name"])) is None:
+                continue
+            self._tracker.tag(run, {"cuvee.status": record["said"]})
+            for step, signal in record["reports"]:
+                self._tracker.metrics(run, {"search/signal": signal}, int(step))
+            figures = {f"search/{name}": value for name, value in record["scores"].items()}
+            self._tracker.metrics(run, _numbers(figures), int(record["step"]))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -132,6 +148,9 @@ class RunTracker:
         if outcome.status == "computed":
             self._figures(run, outcome)
             self._tracker.finish(run)
+        elif outcome.status == "stopped":
+            self._tracker.tag(run, {"cuvee.status": str(outcome.error)})
+            self._tracker.finish(run, "killed")
         else:
             self._tracker.tag(run, {"cuvee.error": str(outcome.error)[:500]})
             self._tracker.finish(run, "failed")
@@ -169,7 +188,10 @@ class RunTracker:
         for drop in found["retention"]:
             by_arm.setdefault(drop["arm"], {})[f"{drop['point']}/retention.drop"] = drop["drop"]
         for arm, figures in by_arm.items():
-            self._tracker.metrics(self._arms[arm], _numbers(figures))
+            if arm in self._arms:
+                self._tracker.metrics(self._arms[arm], _numbers(figures))
+        if search := found.get("search"):
+            self.searched(search["arms"])
         for contrast in found["contrasts"]:
             figures = {f"contrast/{contrast['name']}.{k}": contrast.get(k) for k in ("mean", "low", "high", "p_holm")}
             self._tracker.metrics(self._recipe, _numbers(figures))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from cuvee.config import Config
+from services.search import Nuisance, Search
 
 Stream = Literal["sample", "order", "init", "generation", "judge"]
 STREAMS: tuple[Stream, ...] = ("sample", "order", "init", "generation", "judge")
@@ -41,6 +41,7 @@ class Arms(Config):
     """The runs of a sweep: the product of `grid`, each with the consequences of `when`, and the named ones of `add`.
 
     Without `grid`, the arms are those of `add`, or, with `ablate`, the recipe itself (`full`) and each single change.
+    `search` proposes arms while it runs; those of `add` stand beside it, to be compared with.
     """
 
     grid: dict[Key, list[Any] | dict[str, Any]] = Field(
@@ -52,13 +53,12 @@ class Arms(Config):
     )
     ablate: dict[str, dict[Key, Any]] = Field(default_factory=dict, description="name to one change against the recipe")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _not_yet(cls, value: Any) -> Any:
-        for word in ("search", "parallel"):
-            if isinstance(value, dict) and word in value:
-                raise PydanticCustomError("not_yet", '"{word}" is not available yet', {"word": word})
-        return value
+    search: Search | None = None
+    nuisance: Nuisance | None = Field(default=None, description="settings tuned for each arm on validation rows")
+    parallel: int | None = Field(
+        default=None, ge=1, description="arms at once; what the cluster holds of their resources if absent"
+    )
+    max_failures: int = Field(default=3, ge=0, description="failed arms that a sweep bears; one more ends it")
 
     @field_validator("grid")
     @classmethod
@@ -82,7 +82,16 @@ class Arms(Config):
     def _apart(self) -> Arms:
         if self.ablate and (self.grid or self.add):
             raise ValueError("`ablate` changes one thing at a time and stands alone; use `add` beside a grid")
+        if self.search and (self.grid or self.ablate):
+            raise ValueError("`search` proposes its own arms: put the grid into its space, as `choice`")
+        if self.search and self.nuisance:
+            raise ValueError("`nuisance` is for arms that are written out: put it into the space of `search`")
         return self
+
+    @property
+    def halved(self) -> bool:
+        """Whether something is chosen by held-out rows, so that these are split into validation and test."""
+        return bool(self.search or self.nuisance)
 
 
 class Repeat(Config):

@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 from cuvee import rows
 from evaluation.items import summarise
 from evaluation.items import table as items_table
+from evaluation.statistics import pareto
 from selection.vectors import write_vectors
+from services.space import Dimension, Space
 from services.store import Store
 
 EVIL = (
@@ -271,3 +273,48 @@ def several(folder: Path) -> Store:
         {"key": failed, "name": "sft · train", "status": "failed", "seconds": 1, "error": f"out of memory {EVIL}"}
     ]
     return maker.save(arms, results, status="failed", outcomes=outcomes, recipe={"name": "sweep", "published": paper})
+
+
+def searched(folder: Path) -> Store:
+    """A search of twelve arms over shares, a rate and a hostile word, for two metrics; two stopped, one failed."""
+    maker = Maker(folder)
+    maker.make("model-1", "model smol", {"model": "tiny", "parameters": 1_000_000})
+    space = {
+        "shares": {"simplex": ["math", "chat"], "total": "200 rows"},
+        "lr": {"loguniform": [1e-5, 1e-3]},
+        "word": {"choice": ["plain", EVIL]},
+    }
+    recipe = {"name": "search", "seed": 3, "arms": {"search": {"space": space}}}
+    rng = np.random.default_rng(0)
+    records = []
+    for i in range(1, 13):
+        point = [float(u) for u in rng.random(4)]
+        values = Space({k: Dimension.model_validate(v) for k, v in space.items()}).values(point)
+        share = int(values["math"].split()[0]) / 200
+        scores = {"gold_loss.math": 0.4 + 2.0 / (1 + 20 * share), "retention.drop": 0.1 * share + 0.01 * rng.random()}
+        status = {4: "stopped", 9: "stopped", 11: "failed"}.get(i, "finished")
+        steps = (2, 4) if status == "stopped" else (2, 4, 8)
+        records.append(
+            {
+                "number": i, "name": f"arm-{i:03}", "point": point, "values": values, "status": status,
+                "step": steps[-1], "steps": 12, "reports": [[s, 2.0 - share + 1 / s] for s in steps],
+                "scores": scores if status == "finished" else {}, "seconds": 60.0, "workers": 1,
+                "train": "", "keys": [],
+                "reason": f"out of memory {EVIL}" if status == "failed" else "",
+                "said": "stopped at step 4 of 12" if status == "stopped" else status,
+            }
+        )  # fmt: skip
+    on = pareto.front([list(r["scores"].values()) or [np.nan, np.nan] for r in records], [True, True])
+    names = [r["name"] for r, front in zip(records, on, strict=True) if front]
+    interval = {"mean": 0.6, "low": 0.5, "high": 0.7, "n": 3}
+    search = {
+        "records": "search-0", "metrics": ["gold_loss.math", "retention.drop"], "signal": "validation",
+        "lower": ["gold_loss.math", "retention.drop"], "searcher": "tpe", "scheduler": {"grace": 2, "factor": 3.0},
+        "budget": {"arms": 12, "gpu_hours": None}, "rule": "lowest gold_loss.math and lowest retention.drop",
+        "counts": {"finished": 9, "stopped": 2, "failed": 1, "running": 0}, "ended": "", "hours": 0.2,
+        "front": names, "finalists": names[:1], "arms": records,
+        "winner": {"arm": names[0], "scores": {"gold_loss.math": interval, "retention.drop": interval}},
+    }  # fmt: skip
+    finals = [arm(f"{names[0]},seed={seed}", {"lr": "1e-4"}, seed) for seed in (0, 1)]
+    scores = [score("gold_loss.math", "sft", 0.62, arm=a["name"], metric="loss", seed=a["seed"]) for a in finals]
+    return maker.save(finals, {"scores": scores}, recipe=recipe, search=search)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from services.report import charts, pool_charts, score_charts, sweep_charts
+from services.report import charts, pool_charts, score_charts, search_charts, sweep_charts
 from services.report.figure import Figures
 
 
@@ -35,6 +35,8 @@ def draw(
         for curve in view["sweep"]["curves"]:
             places["scaling"] += sweep_charts.scaling(figures, curve, lower)
         places["parallel"] = _some(sweep_charts.parallel(figures, view["sweep"]))
+    if view["search"]:
+        places |= search_charts.draw(figures, view["search"])
     return list(figures.made.values()), places
 
 

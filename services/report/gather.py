@@ -16,13 +16,10 @@ from cuvee.errors import UserError
 from services.report import flow, items, pools, stages
 from services.report.artifacts import Artifacts
 from services.report.published import published
-from services.report.sweep import sweep
+from services.report.search import search
+from services.report.sweep import NOTHING, sweep
 from services.report.verdict import standing, verdict
 from services.store import Store
-
-NOTHING: Mapping[str, list[Any]] = {
-    name: [] for name in ("scores", "changes", "retention", "contamination", "contrasts", "noise")
-}
 
 
 def gather(store: Store, run: str) -> dict[str, Any]:
@@ -44,7 +41,7 @@ def gather(store: Store, run: str) -> dict[str, Any]:
     swept = None if apart else sweep(arms, results)
     view = {
         "run": run,
-        "manifest": {k: v for k, v in manifest.items() if k not in ("nodes", "keys", "results", "outcomes")},
+        "manifest": {k: v for k, v in manifest.items() if k not in ("nodes", "keys", "results", "outcomes", "search")},
         "verdict": verdict(manifest, results, len(unfinished), swept),
         "results": results,
         "tables": list(flow.tables(artifacts, arms)),
@@ -54,6 +51,7 @@ def gather(store: Store, run: str) -> dict[str, Any]:
         "training": list(stages.trainings(artifacts, arms)),
         "compared": items.compared(artifacts, arms),
         "sweep": swept,
+        "search": search(manifest, results),
         "published": published(artifacts, manifest, results),
         "steps": steps,
         "unfinished": unfinished,

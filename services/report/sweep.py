@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from cuvee.amounts import Amount
-from cuvee.errors import UserError
+from services.sweep import learn
 
+NOTHING: Mapping[str, list[Any]] = {
+    name: [] for name in ("scores", "changes", "retention", "contamination", "contrasts", "noise")
+}
 RETENTION = "retention.drop"
 
 
@@ -80,7 +80,7 @@ def curves(variants: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[
     """For each setting with three numbers or more: each metric over it, a line for each choice of the others."""
     found = []
     for key in dict.fromkeys(key for v in variants for key in v["settings"]):
-        placed = [(amount(v["settings"][key]), v) for v in variants if key in v["settings"]]
+        placed = [(learn.number(v["settings"][key]), v) for v in variants if key in v["settings"]]
         known = [(x, v) for x, v in placed if x is not None]
         if len({x for x, _ in known}) < 3:
             continue
@@ -112,29 +112,27 @@ def _line(name: str, line: Sequence[tuple[float, Mapping[str, Any]]], metric: st
         "x": [p[0] for p in points],
         "y": [p[1] for p in points],
         "sd": [p[2] for p in points],
-        "fit": fit([p[0] for p in points], [p[1] for p in points]),
+        "law": learn.plainly(found)
+        if (found := learn.law([p[0] for p in points], [p[1] for p in points], metric))
+        else None,
     }
 
 
-def fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float] | None:
-    """Least squares y = a + b log10 x with R²; None for fewer than four different positive x."""
-    pairs = [(math.log10(a), b) for a, b in zip(x, y, strict=True) if a > 0]
-    if len({a for a, _ in pairs}) < 4:
-        return None
-    xs, ys = np.array(pairs).T
-    slope, start = np.polyfit(xs, ys, 1)
-    total = float(((ys - ys.mean()) ** 2).sum())
-    rest = float(((ys - start - slope * xs) ** 2).sum())
-    return {"start": float(start), "slope": float(slope), "r2": 1 - rest / total if total else 1.0}
+def points_of(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str, list[float], list[float]]]:
+    """(setting, metric, choice of other settings, x, y) of every number that was varied in a stored run.
 
-
-def amount(text: str) -> float | None:
-    """The number that a setting says: `0.1`, `1/256`, `all`, `500 rows`; None for a word."""
-    try:
-        return float(Fraction(text.strip()))
-    except (ValueError, ZeroDivisionError):
-        pass
-    try:
-        return float(Amount.parse(text).value)
-    except UserError:
-        return None
+    The arms of a search count as one line each, since all of its settings vary together.
+    """
+    if search := manifest.get("search"):
+        arms = learn.finished(search)
+        for setting in dict.fromkeys(key for arm in arms for key in arm["values"]):
+            placed = [(learn.number(arm["values"].get(setting)), arm) for arm in arms]
+            known = [(x, arm) for x, arm in placed if x is not None]
+            for metric in search["metrics"]:
+                yield setting, metric, "", [x for x, _ in known], [arm["scores"][metric] for _, arm in known]
+        return
+    table = sweep(manifest["arms"], {**NOTHING, **(manifest.get("results") or {})})
+    for curve in table["curves"] if table else ():
+        for entry in curve["metrics"]:
+            for line in entry["lines"]:
+                yield curve["setting"], entry["metric"], line["name"], line["x"], line["y"]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from services.report.figure import Figures, Trace, looks, plain
-from services.report.texts import number, signed
+from services.report.texts import number
 
+LAWS = "Dotted: power law with its 95% band:"
 METRICS = 12
 """Metrics that get a figure over each setting."""
 ARMS = 60
 
 
 def scaling(figures: Figures, curve: Mapping[str, Any], lower: list[str]) -> list[dict[str, Any]]:
-    """A figure a metric: a line for each choice of other settings, with a dotted fit where there are four points."""
+    """A figure a metric: a line for each choice of other settings, with a law and its band from four points on."""
     made = []
     for entry in curve["metrics"][:METRICS]:
         data: list[Trace] = []
@@ -36,9 +36,9 @@ def scaling(figures: Figures, curve: Mapping[str, Any], lower: list[str]) -> lis
                     "hovertemplate": "%{meta}<br>%{x:.4g}: %{y:.4g}<extra></extra>",
                 }
             )
-            if line["fit"]:
-                fits.append(f"{name}: {signed(line['fit']['slope'])} per tenfold, R² {number(line['fit']['r2'], 2)}")
-                data.append(_fit(line, look["color"]))
+            if line["law"]:
+                fits.append(f"{name}: {said(line['law'])}")
+                data = [*band(line["law"], look["color"]), *data]
         if not data:
             continue
         better = "lower" if entry["metric"] in lower else "higher"
@@ -46,7 +46,7 @@ def scaling(figures: Figures, curve: Mapping[str, Any], lower: list[str]) -> lis
         if any(sd is not None for line in entry["lines"] for sd in line["sd"]):
             caption += " Bars are one standard deviation over seeds."
         if fits:
-            caption += " Fits in the logarithm: " + "; ".join(fits[:6]) + "."
+            caption += f" {LAWS} " + "; ".join(fits[:6]) + "."
         ticks = curve["ticks"]
         layout = {
             "xaxis": {
@@ -61,19 +61,25 @@ def scaling(figures: Figures, curve: Mapping[str, Any], lower: list[str]) -> lis
     return made
 
 
-def _fit(line: Mapping[str, Any], color: str) -> Trace:
-    xs = sorted(x for x in line["x"] if x > 0)
-    ys = [line["fit"]["start"] + line["fit"]["slope"] * math.log10(x) for x in xs]
-    style = {"color": color, "dash": "dot", "width": 1.5}
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "showlegend": False,
-        "x": xs,
-        "y": ys,
-        "line": style,
-        "hoverinfo": "skip",
-    }
+def band(law: Mapping[str, Any], color: str) -> list[Trace]:
+    """A law as a dotted line in its 95% band."""
+    quiet: Trace = {"type": "scatter", "mode": "lines", "showlegend": False, "hoverinfo": "skip", "x": law["x"]}
+    fill = f"rgba({int(color[1:3], 16)},{int(color[3:5], 16)},{int(color[5:7], 16)},0.15)"
+    return [
+        {**quiet, "y": law["low"], "line": {"width": 0}},
+        {**quiet, "y": law["high"], "line": {"width": 0}, "fill": "tonexty", "fillcolor": fill},
+        {**quiet, "y": law["y"], "line": {"color": color, "dash": "dot", "width": 1.5}},
+    ]
+
+
+def said(law: Mapping[str, Any]) -> str:
+    """A law in words, with its check."""
+    sign = "+" if law["scale"] >= 0 else "−"
+    text = f"{number(law['offset'])} {sign} {number(abs(law['scale']))} x^−{number(law['exponent'], 2)}"
+    text += f", R² {number(law['r2'], 2)}"
+    if check := law["check"]:
+        text += f"; left out, the largest amount was {'' if check['inside'] else 'not '}predicted"
+    return text
 
 
 def parallel(figures: Figures, sweep: Mapping[str, Any]) -> dict[str, Any] | None:

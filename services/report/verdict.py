@@ -38,7 +38,9 @@ def verdict(
     said = []
     if results["contrasts"]:
         said.append(_contrasts(results["contrasts"]))
-    if sweep and (best := _best(sweep)):
+    if search := manifest.get("search"):
+        said.append(_searched(search))
+    if sweep and not search and (best := _best(sweep)):
         said.append(best)
     finals = {arm["name"]: final_point(arm) for arm in arms}
     last = [c for c in results["changes"] if finals.get(c["arm"]) == c["point"]]
@@ -59,6 +61,16 @@ def verdict(
         are = "step is" if unfinished == 1 else "steps are"
         said.append(f"{unfinished} {are} not done, so this is a part of the run.")
     return said
+
+
+def _searched(search: Mapping[str, Any]) -> str:
+    counts = search["counts"]
+    lost = "".join(f", {counts[word]} {word}" for word in ("stopped", "failed") if counts[word])
+    tried = f"A search tried {len(search['arms'])} arms ({counts['finished']} finished{lost})"
+    if not search["winner"]:
+        return f"{tried}; it has no winner yet."
+    scores = "; ".join(f"{name} {number(s['mean'])}" for name, s in search["winner"]["scores"].items())
+    return f"{tried}. Best by validation rows: {search['winner']['arm']} ({scores})."
 
 
 def _contrasts(contrasts: Sequence[Mapping[str, Any]]) -> str:

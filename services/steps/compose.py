@@ -12,17 +12,20 @@ from services.steps.base import Context, step
 from services.steps.model import model_folder
 
 
-@step("render", "1", "cuvee.chat", "cuvee.tokens")
+@step("render", "1", "cuvee.chat", "cuvee.tokens", "cuvee.halves")
 def render(context: Context) -> dict[str, Any]:
     """`tokens/`: ids and roles of each row under the chat template; rows that cannot be rendered are kept apart."""
     import pyarrow.compute as pc
 
     from cuvee.chat import Chat
+    from cuvee.halves import halve
     from cuvee.tokens import tokenise
 
     chat = Chat.load(model_folder(context.inputs["model"]), **context.config["chat"])
-    part = context.config.get("part", "rows")
-    tokens, rejected = tokenise(rows.read(context.inputs["rows"] / part), chat)
+    table = rows.read(context.inputs["rows"] / context.config.get("part", "rows"))
+    if half := context.config.get("half"):
+        table = halve(table, half, "what is held out")
+    tokens, rejected = tokenise(table, chat)
     rows.write(tokens, context.out / "tokens")
     with (context.out / "rejected.jsonl").open("w") as file:
         for item in rejected:

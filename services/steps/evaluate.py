@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuvee import rows
 from cuvee.errors import UserError
+from cuvee.halves import halve, members
 from cuvee.protocols import Decoding, Generate, Judge
 from services.steps.base import Context, step
 from services.steps.respond import require_fit
@@ -15,11 +16,21 @@ from services.steps.respond import require_fit
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from evaluation.tasks.task import Item
     from services.inference import Engine
     from services.runtime import Remote
 
 
-@step("evaluate", "2", "evaluation.tasks", "evaluation.items", "evaluation.judges", "evaluation.sandbox", kind="engine")
+@step(
+    "evaluate",
+    "2",
+    "evaluation.tasks",
+    "evaluation.items",
+    "evaluation.judges",
+    "evaluation.sandbox",
+    "cuvee.halves",
+    kind="engine",
+)
 def evaluate(context: Context) -> dict[str, Any]:
     """`items.parquet` (one row a metric of an item) and `summary.json`."""
     import pyarrow.parquet as pq
@@ -41,7 +52,11 @@ def evaluate(context: Context) -> dict[str, Any]:
         if task.kind == "chat":
             judge = judging_model(context)
         items = task.run(
-            task.items(options), generate=engine.generate, score=engine.score, judge=judge, options=options
+            asked(task.items(options), context.config),
+            generate=engine.generate,
+            score=engine.score,
+            judge=judge,
+            options=options,
         )
     pq.write_table(items, context.out / "items.parquet", compression="zstd")
     summary = tasks.summarise(items)
@@ -67,6 +82,16 @@ def judging(config: Mapping[str, Any]) -> dict[str, int]:
     return {"judgements": config.get("times", 1), "judge_seed": config.get("seed", 0)}
 
 
+def asked(items: list[Item], config: Mapping[str, Any]) -> list[Item]:
+    """The items of a task, or those of the half that the config names."""
+    if not (half := config.get("half")):
+        return items
+    kept = [item for item, mine in zip(items, members([item.id for item in items], half), strict=True) if mine]
+    if not kept:
+        raise UserError(f"{config['task']} has no {half} half", remedy="raise its limit: a search needs both halves")
+    return kept
+
+
 def judging_model(context: Context) -> Generate:
     """The model that grades open answers: the one that the recipe's judge names."""
     names = [name for name in context.inputs if name.startswith("judge.")]
@@ -86,6 +111,8 @@ def on_table(context: Context, engine: Engine | Remote, judge: Judge | None) -> 
 
     config = context.config
     table = rows.read(context.inputs["rows"] / config["part"])
+    if half := config.get("half"):
+        table = halve(table, half, config["table"])
     if limit := config["options"].get("limit"):
         # Ids are hashes, so the first rows are a sample that is the same for every model.
         table = table.slice(0, limit)

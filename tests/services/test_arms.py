@@ -111,8 +111,7 @@ def test_no_replay_equals_mixed_sequential() -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("arms: {search: {k: 1}}", 'r.yaml:.*"search" is not available yet'),
-        ("arms: {parallel: 2}", '"parallel" is not available yet'),
+        ("arms: {parallel: 0}", "parallel"),
         ("arms: {grid: {kk: [1]}}", '"kk" is no variable and no key of a recipe .did you mean "k"'),
         ("arms: {grid: {k: []}}", "k has no values"),
         ("arms: {grid: {k: [none, none]}}", "two arms are named k=none"),

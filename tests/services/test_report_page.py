@@ -32,6 +32,11 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return reports.several(tmp_path_factory.mktemp("several"))
 
 
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return reports.searched(tmp_path_factory.mktemp("searched"))
+
+
 def page(store: Store, folder: Path) -> tuple[Path, Any]:
     """The written page and its parsed tree."""
     path = write(store, RUN, folder / "report.html")
@@ -41,7 +46,7 @@ def page(store: Store, folder: Path) -> tuple[Path, Any]:
 # Hostile texts
 
 
-@pytest.mark.parametrize("which", ["single", "several"])
+@pytest.mark.parametrize("which", ["single", "several", "searched"])
 def test_nothing_of_the_data_becomes_markup(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     path, tree = page(request.getfixturevalue(which), tmp_path)
     assert [s.get("type") for s in tree.iter("script")] == ["application/json", None, None]
@@ -109,7 +114,7 @@ def faults(tree: Any) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("which", ["single", "several"])
+@pytest.mark.parametrize("which", ["single", "several", "searched"])
 def test_the_page_is_accessible(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     _, tree = page(request.getfixturevalue(which), tmp_path)
     assert faults(tree) == []

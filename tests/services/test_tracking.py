@@ -18,6 +18,7 @@ from services.runtime import Runtime
 from services.steps import base
 from services.store import Store
 from services.tracking import RunTracker, default_uri
+from services.variants import Arms
 
 LINES = [
     {"step": n, "loss": 2.0 - n, "loss_by_source": {"math": 1.5}, "lr": 1e-4, "clock": 1_700_000_000.0 + n}
@@ -58,7 +59,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plan_of(**arms: list[Node]) -> Plan:
     recipe = SimpleNamespace(
-        hash="feed", seed=3, document={"version": 1, "api_key": "s3cret"}, tracking=None, published=None
+        hash="feed", seed=3, document={"version": 1, "api_key": "s3cret"}, tracking=None, published=None, arms=Arms()
     )
     made = [
         SimpleNamespace(arm=SimpleNamespace(name=name, seed=3, settings={"k": name}), targets=nodes)
