@@ -147,14 +147,14 @@ def test_a_failure_is_told_where_it_happened(tmp_path: Path) -> None:
         "special · train": "FINISHED",
         "special · gsm8k": "FAILED",
     }
-    assert runs["quick"].data.tags["cuvee.error"] == "no data for this task"
+    assert runs["quick"].data.tags["cuvee.error"] == "special · gsm8k: no data for this task"
 
 
 def test_with_keep_going_the_failed_step_says_why(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "s"))
     run(store, plan_of(a=graph(broken=True)), keep_going=True)
     runs = told(store)
-    assert runs["special · gsm8k"].data.tags["cuvee.error"] == "no data for this task"
+    assert runs["special · gsm8k"].data.tags["cuvee.error"] == "special · gsm8k: no data for this task"
     assert runs["quick"].info.status == "FAILED"
 
 

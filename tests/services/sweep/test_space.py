@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -20,6 +20,7 @@ def space(**dimensions: Any) -> Space:
     return Space({name: Dimension.model_validate(d) for name, d in dimensions.items()})
 
 
+@settings(deadline=None)  # the first import takes its time
 @given(st.lists(UNIT, min_size=4, max_size=4), st.integers(20, 5000))
 def test_shares_of_a_total_are_whole_rows_that_add_up(point: list[float], total: int) -> None:
     found = space(s={"simplex": ["a", "b", "c", "d"], "total": f"{total} rows"}).values(point)
@@ -27,6 +28,7 @@ def test_shares_of_a_total_are_whole_rows_that_add_up(point: list[float], total:
     assert sum(Amount.parse(text).value for text in found.values()) == total
 
 
+@settings(deadline=None)  # the first import takes its time
 @given(st.lists(UNIT, min_size=3, max_size=3))
 def test_shares_without_a_total_have_six_decimals_and_sum_to_one(point: list[float]) -> None:
     found = space(s={"simplex": ["a", "b", "c"], "floor": 0.05}).values(point)
