@@ -15,6 +15,7 @@ from typing import Any
 
 from cuvee.amounts import Amount
 from cuvee.errors import UserError
+from services import power
 from services.cluster import has_accelerator
 from services.graph import Node, ordered
 from services.plan import ArmPlan, Plan
@@ -157,7 +158,8 @@ def figures(plan: Plan, store: Store) -> dict[str, Any]:
         "cost": durations(plan, store, has_accelerator()),
         "search": search.model_dump(mode="json", exclude_defaults=True) if search else None,
         "nuisance": nuisance.model_dump(mode="json", exclude_defaults=True) if nuisance else None,
-        "power": _power(plan),
+        "power": power.power(plan, store),
+        "seed_power": power.seed_power(plan, store),
         "api": costs(plan.targets, known),
     }
 
@@ -339,20 +341,3 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping):
         return {k: v for key, child in value.items() for k, v in _flat(child, f"{path}.{key}" if path else key).items()}
     return {path: value}
-
-
-def _power(plan: Plan) -> list[dict[str, Any]]:
-    """The smallest difference that the number of items can show, for accuracies (80% power, 95% level)."""
-    from evaluation.statistics import minimum_detectable
-
-    found: dict[str, dict[str, Any]] = {}
-    for arm in plan.arms:
-        for measure in arm.measures:
-            limit = measure.node.config["options"].get("limit")
-            if limit and measure.kind not in ("gold_loss", "output_loss", "bleu") and measure.task not in found:
-                found[measure.task] = {
-                    "task": measure.task,
-                    "items": limit,
-                    "detectable": round(minimum_detectable(limit, p=0.5, correlation=0.5), 3),
-                }
-    return list(found.values())

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from services import power
 from services.figures import Figure
 from services.loss_figures import by_source
 
@@ -55,8 +56,8 @@ def show(found: Mapping[str, Any]) -> None:
         for text in duration_lines(found["cost"]):
             console.print(text, markup=False)
     _losses(console, found["objective"])
-    for power in found["power"]:
-        console.print(f"{power['task']}: {power['items']} items show differences from {power['detectable']:.2f} on")
+    for sentence in power.sentences(found):
+        console.print(sentence, markup=False)
     for text in cost_lines(found["api"]):
         console.print(text, markup=False)
 

@@ -195,6 +195,10 @@ class RunTracker:
         for contrast in found["contrasts"]:
             figures = {f"contrast/{contrast['name']}.{k}": contrast.get(k) for k in ("mean", "low", "high", "p_holm")}
             self._tracker.metrics(self._recipe, _numbers(figures))
+        for noise in found.get("noise", []):
+            name = f"noise/{noise['variant']}/{noise['task']}"
+            spread = {f"{name}.{part['stream']}": part["sd"] for part in noise["parts"]}
+            self._tracker.metrics(self._recipe, _numbers({f"{name}.all": noise["sd"], **spread}))
         self._tracker.artifact(self._recipe, "results.json", json.dumps(found, indent=1, default=str))
         report = folder / "report.html"
         if report.is_file():
