@@ -12,7 +12,7 @@ from typing import Literal
 
 from cuvee.protocols import Case, Completion, Decoding, Generate, Judge, Label, Message, Request, Score, ScoreRequest
 from cuvee.rng import stream_seed
-from selection.cleaning import Strip, clean, leak, loop
+from selection.cleaning import Strip, clean, echo, leak, loop
 
 Kind = Literal["own", "paraphrase"]
 Decision = Literal["equivalent", "different", "unsure", "rejected", "failed"]
@@ -113,9 +113,19 @@ def _gate(item: Item, kind: Kind, answer: Completion, strip: Sequence[Strip]) ->
         return replace(base, decision="rejected", reason="truncated at the token limit")
     if piece := loop(text):
         return replace(base, decision="rejected", reason=f"loops: {piece!r}")
-    if kind == "paraphrase" and (phrase := leak(text, item.question, item.gold)):
+    if kind == "paraphrase" and (phrase := leak(text, item.question, item.gold) or _echo(text, item)):
         return replace(base, decision="rejected", reason=f"leaks: {phrase!r}")
     return base
+
+
+def _echo(text: str, item: Item) -> str:
+    """What a paraphrase repeats of its prompt, and neither the row's own prompt nor the gold says."""
+    return echo(text, _said(item.paraphrase), _said(item.prompt), item.gold)
+
+
+def _said(messages: Sequence[Message]) -> str:
+    """All that a conversation says."""
+    return "\n".join(message["content"] for message in messages)
 
 
 def _judged(items: Sequence[Item], found: dict[str, list[Candidate]], judge: Judge) -> dict[str, list[Candidate]]:

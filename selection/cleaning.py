@@ -24,12 +24,16 @@ _LEAKS = re.compile(
     r"|(?:as|like|was|were) (?:given|stated|provided|shown) (?:above|in the (?:reference|answer|solution))"
     r"|(?:answer|solution|response) (?:you|that was) (?:gave|provided|given)"
     r"|according to the (?:reference|given answer|provided answer)"
+    r"|\bI was (?:shown|given)\b|\bfor guidance\b|(?:to|at) the end of the (?:answer|passage)"
+    r"|I'm ready to help|your next question"
     r"|in my own words|rephras(?:e|ed|ing)|paraphras(?:e|ed|ing)|reworded|rewritten (?:answer|version|response)"
     r"|here is (?:my|a|the) (?:own )?(?:version|paraphrase|rewrite|restatement)"
     r"|\[\[(?:BEGIN|DONE)\]\]|^\s*your turn\b",
     re.IGNORECASE | re.MULTILINE,
 )
 
+ECHO = 5
+"""So many words in a row are no chance."""
 LOOP_CHARS = 60
 LOOP_TIMES = 4
 
@@ -56,6 +60,22 @@ def leak(text: str, *known: str) -> str:
         if not any(match[0].casefold() in part for part in folded):
             return match[0].strip()
     return ""
+
+
+def echo(text: str, instruction: str, *known: str) -> str:
+    """Words in a row that the text takes from the instruction and from none of the `known` texts; empty if it does not.
+
+    Small models like to repeat what they were told, in any wording that a recipe's own prompts may have.
+    """
+    echoed = _runs(text) & _runs(instruction)
+    if echoed:
+        echoed.difference_update(*map(_runs, known))
+    return " ".join(min(echoed)) if echoed else ""
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    found = re.findall(r"\w+", text.casefold())
+    return {tuple(found[i : i + ECHO]) for i in range(len(found) - ECHO + 1)}
 
 
 def loop(text: str) -> str:

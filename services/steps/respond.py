@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @step(
     "respond",
-    "1",
+    "2",
     "selection.responses",
     "selection.cleaning",
     "selection.rft",

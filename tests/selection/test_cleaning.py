@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from selection.cleaning import clean, leak, loop
+from selection.cleaning import clean, echo, leak, loop
 
 
 def test_markers_and_fences() -> None:
@@ -26,10 +26,23 @@ def test_markers_and_fences() -> None:
         "Your turn. The answer is 4",
         "In my own words: 4",
         "The answer you provided is 4",
+        # Said by SmolLM2-135M.
+        "A correct answer for guidance:\n4",
+        "4\n\nI added a blank space to avoid mentioning that I was shown one.",
+        "4\n\nI will add the answer to the end of the passage.",
+        "4\n\nI'm ready to help. What's your next question?",
     ],
 )
 def test_leaks_are_found(text: str) -> None:
     assert leak(text, "What is 2 + 2?", "4")
+
+
+def test_echoes_of_the_instruction_in_any_words() -> None:
+    asked = "What is 2 + 2? Answer in one short sentence, please."
+    told = f"{asked}\nHere is a model answer: 4\nPlease write it again with other words and keep the result."
+    assert echo("Sure: please write it again with 4.", told, asked, "4") == "please write it again with"
+    assert echo("I answer in one short sentence, please.", told, asked, "4") == ""  # the row's own prompt says so too
+    assert echo("It is 4.", told, asked, "4") == ""
 
 
 @pytest.mark.parametrize("text", ["The answer is 4.", "She gave the letter above to him.", "Refer to chapter 3."])

@@ -155,6 +155,14 @@ def test_the_judge_sees_only_what_passed_the_gates() -> None:
     assert reasons[1].startswith("loops")
 
 
+def test_a_paraphrase_that_repeats_its_instruction_is_rejected() -> None:
+    model = Scripted({"q": ["no"]}, {"q": "Keep every fact of the answer: 4"})
+    config = RespondConfig(policy="s3ft", judge="x")
+    (record,) = respond(table(("q", "4")), config, generate=model, judge=Contains()).responses.to_pylist()
+    assert record["paraphrase_reason"] == "leaks: 'every fact of the answer'"
+    assert record["chosen"] == "gold"
+
+
 def test_a_failure_is_asked_once_more_then_falls_to_gold() -> None:
     model = Scripted({"once": ["1 yes"], "twice": ["2 yes"]}, {"twice": "2 again", "once": ""})
     model.fail = {"once": 1, "twice": 2}
