@@ -4,6 +4,7 @@ A step `score: {<name>: <scorer>}` makes them, selectors read them. Scorers ask 
 handed in, and none is trusted to be a measure of worth:
 
 - `length`: characters of the answer. The baseline that is hard to beat (arXiv 2402.04833).
+- `ratio`: characters of the prompts by those of the answers, or how near that is to a given ratio.
 - `column`: a number that the user brings, as a column or in the row's `meta`.
 - `cosine`: of instruction and answer, under the encoder of the two sets of vectors. Low when the answer belongs to
   another question.
@@ -27,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from cuvee import rows
 from cuvee.config import Config
@@ -35,7 +36,7 @@ from cuvee.errors import DataError, UserError
 from cuvee.protocols import Generate, Grade, Message, Score, Scored, ScoreRequest
 from cuvee.registry import Registry
 from selection import grading
-from selection.text import answers
+from selection.text import answers, texts
 from selection.vectors import CHUNK, Vectors
 
 Need = Literal["score", "generate", "grade", "vectors.instruction", "vectors.response"]
@@ -86,6 +87,12 @@ class Spec(Config):
         default="", description="judge: what a good answer is; default: right, helpful, relevant, clear"
     )
     turns: Literal["sum", "mean", "last"] = Field(default="sum", description="deita: over the turns of a chat")
+    near: float | None = Field(default=None, ge=0, description="ratio: the score is minus the distance to this one")
+
+    @model_serializer(mode="wrap")
+    def _as_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`near` is in no key where it is not used."""
+        return {name: value for name, value in dump(self).items() if name != "near" or value is not None}
 
     @model_validator(mode="before")
     @classmethod
@@ -204,6 +211,19 @@ def scorer(name: str, *needs: Need) -> Callable[[Callable[..., Values]], Callabl
 @scorer("length")
 def _length(table: pa.Table, spec: Spec, tools: Tools) -> Values:
     return np.asarray(pc.utf8_length(answers(table["messages"])), dtype=np.float64), {}
+
+
+@scorer("ratio")
+def _ratio(table: pa.Table, spec: Spec, tools: Tools) -> Values:
+    """Characters of the prompts by those of the answers, 0 without an answer.
+
+    Subsets of a given ratio, as in Instruction Modelling (arXiv 2405.14394, appendix C), are the `top` by nearness.
+    """
+    given, said = (
+        np.asarray(pc.utf8_length(texts(table["messages"], part)), np.float64) for part in ("instruction", "response")
+    )
+    ratio = np.divide(given, said, out=np.zeros(len(said)), where=said > 0)
+    return (ratio if spec.near is None else -np.abs(ratio - spec.near)), {}
 
 
 @scorer("column")

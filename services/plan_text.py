@@ -86,8 +86,8 @@ def _trainings(console: Console, trainings: list[Mapping[str, Any]]) -> None:
         console.print(text + _times(often), markup=False)
     if len(trainings) > 1:
         known = [training["tokens"] for training in trainings if training["tokens"] is not None]
-        more = " and those that are not known yet" if len(known) < len(trainings) else ""
-        console.print(f"{len(trainings)} trainings, {sum(known):,} tokens{more}")
+        more = "" if len(known) == len(trainings) else " in those that are known" if known else " (not known yet)"
+        console.print(f"{len(trainings)} trainings, {_cell(sum(known) if known else None)} tokens{more}")
     for text, stages in memories.items():
         console.print(f"[dim]memory of {', '.join(dict.fromkeys(stages))}: [/]", end="")
         console.print(text, style="dim", markup=False)

@@ -66,6 +66,24 @@ class FakeGenerate:
             yield Completion(request.id, request.draw, said, "failed" if failed else "stop", 1, None, "", likely)
 
 
+def test_ratio_of_prompt_and_answer_and_its_nearness() -> None:
+    def row(*texts: str) -> dict[str, Any]:
+        return {"messages": [{"role": r, "content": t} for r, t in zip(("user", "assistant") * 2, texts, strict=False)]}
+
+    table = rows.make_table("s", [row("abcdefgh", "ab"), row("ab", "abcd"), row("abc", "a", "ef", "b")])
+    scored = add_scores(table, ScoreConfig.parse({"r": "ratio", "fit": {"ratio": {"near": 3}}}))
+    found = dict(zip(scored["score.r"].to_pylist(), scored["score.fit"].to_pylist(), strict=True))
+    # A conversation counts as a whole, its prompts and its answers joined by a newline: (3 + 1 + 2) / (1 + 1 + 1).
+    assert found == {4.0: -1.0, 0.5: -2.5, 2.0: -1.0}
+
+
+def test_a_setting_that_is_not_used_is_in_no_key() -> None:
+    assert "near" not in ScoreConfig.parse("length").model_dump(mode="json")["scorers"]["length"]
+    assert ScoreConfig.parse({"x": {"ratio": {"near": 3}}}).model_dump(mode="json")["scorers"]["x"]["near"] == 3
+    dumped = ScoreConfig.parse({"x": {"ratio": {"near": 3}}})
+    assert ScoreConfig.model_validate(dumped.model_dump(mode="json")) == dumped
+
+
 def test_length_and_a_users_column() -> None:
     table = table_of(chat("a", "1234"), chat("b", "12"), chat("c", "é1", "d", "ünï"))
     scored = add_scores(table, ScoreConfig.parse({"long": "length"}))
