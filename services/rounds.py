@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from services.plan import Builder, TableState
 
 
+AFTER = {"train", "respond", "score"}
+"""Settings of a round that act after its rows have been chosen, each in the key of the step that it belongs to."""
+
+
 def unroll(builder: Builder, label: str, config: Any, state: TableState) -> TableState:
     """The table after all rounds; `table@n` are the rounds, their trainings the points of `evaluate`."""
     table = label.split(" · ")[0]
@@ -21,7 +25,8 @@ def unroll(builder: Builder, label: str, config: Any, state: TableState) -> Tabl
     state = builder.ready_for(table, selection, state)
     assert state.vectors is not None
     assert state.clusters is not None
-    settings = config.model_dump(mode="json", by_alias=True)
+    # What comes after the choice is not in its key, so that arms which differ in the scorer share the first round.
+    settings = config.model_dump(mode="json", by_alias=True, exclude=AFTER | {"update", "temperature"})
     inputs = {"rows": state.rows, "vectors": state.vectors, "clusters": state.clusters}
     before = builder.node("iterate_init", f"{table} · round 0 · weights", settings, inputs)
     nodes = [before]
@@ -80,7 +85,7 @@ def _update(builder: Builder, name: str, config: Any, proposed: Node, trained: N
         model=answering,
     )
     graded = _grade(builder, name, config, {"rows": proposed, "answers": answers}, trained, model)
-    plain = config.model_dump(mode="json", by_alias=True)
+    plain = config.model_dump(mode="json", by_alias=True, exclude=AFTER)
     return builder.node("iterate_update", f"{name} · weights", plain, {"proposed": proposed, "graded": graded})
 
 

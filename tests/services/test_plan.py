@@ -222,6 +222,22 @@ def test_rows_of_a_task_are_in_its_key_and_their_place_is_not(text: str, tmp_pat
     assert next(m.node for m in plan.arms[0].measures if m.task == "gsm8k").key != nodes[0].key
 
 
+def test_arms_that_differ_in_the_scorer_share_the_first_round(text: str, tmp_path: Path) -> None:
+    rounds = text.replace(
+        "do: [{holdout: {amount: 4 rows, near: null}}]}\n  chat",
+        "do: [{holdout: {amount: 4 rows, near: null}}, {iterate: {amount: 6 rows, rounds: 2, clusters: 2, "
+        "quality: length, train: {epochs: 1}, score: $scorer, temperature: $t}}]}\n  chat",
+    )
+    rounds = rounds.replace("let: {", "let: {scorer: {perplexity: {model: current}}, t: 1.0, ")
+    arms = "arms: {add: {first: {}, second: {scorer: {cosine: {}}, t: 0.5}}}"
+    rounds = "\n".join(arms if line.startswith("arms:") else line for line in rounds.splitlines())
+    first, second = planned(rounds, tmp_path).arms
+    nodes = [{n.label: n.key for n in ordered(arm.targets)} for arm in (first, second)]
+    same = {label for label, key in nodes[0].items() if nodes[1].get(label) == key}
+    assert {f"math · round 1 · {word}" for word in ("choose", "train", "answer")} <= same
+    assert not {f"math · round {n}" for n in ("1 · grade", "1 · weights", "2 · choose")} & same
+
+
 def test_figures_say_how_sure_they_are(text: str, tmp_path: Path) -> None:
     plan = planned(text, tmp_path)
     store = Store(str(tmp_path / "store"))
