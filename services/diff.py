@@ -18,7 +18,7 @@ from cuvee.errors import UserError
 from services import sql
 from services.lineage import list_file, rows_folder
 from services.overlay import operation_name
-from services.runs import find_arms, find_run, variant
+from services.runs import arms_of, find_arms, find_run, variant
 from services.store import Store
 
 if TYPE_CHECKING:
@@ -99,10 +99,7 @@ def settings_of(side: Side, arm: Arm) -> dict[str, Any]:
 
     An operation of a table's `do` has the key by which profiles and `--set` reach it (`data.math.select.amount`).
     """
-    from services.arms import expand
-    from services.recipe import loads
-
-    arms = {each.name: each for each in expand(loads(json.dumps(side.manifest["recipe"])))}
+    arms = {each.name: each for each in arms_of(side.manifest)}
     if arm["name"] not in arms:
         raise UserError(
             f"the recipe of {side.manifest['name']} does not make the arm {arm['name']} any more",

@@ -29,7 +29,8 @@ def show(found: Mapping[str, Any]) -> None:
     console.print(f"[bold]{found['recipe']}[/]  {found['hash'][:12]}{arms}  store {found['store']}")
     if found["search"]:
         console.print(
-            f"search: at most {len(found['arms'])} arms, proposed while it runs, then the finalists under every seed; "
+            f"search: at most {found['search']['budget']['arms']} arms, proposed while it runs, then the finalists "
+            "under every seed; "
             "even points of the space stand in for them here",
             markup=False,
         )

@@ -18,12 +18,13 @@ from services import results, sources
 from services.broker import Broker, Observer, Outcome
 from services.cluster import has_accelerator
 from services.graph import Node, ordered
-from services.plan import ArmPlan, Builder, Plan, Surroundings, make_plan
+from services.plan import ArmPlan, Builder, Plan, Surroundings
 from services.recipe import Recipe, load
 from services.redact import redact
 from services.runtime import Runtime
 from services.store import Store
 from services.sweep.run import Sweep
+from services.sweep.sources import needed
 from services.terminal import StepLines, Terminal
 
 
@@ -63,17 +64,19 @@ class Result:
 
 def open_plan(request: Request, store: Store) -> Plan:
     """The plan of a recipe file."""
-    from services.arms import expand
-
     recipe = request.recipe or load(request.path, request.profiles, request.overrides)
-    return make_plan(recipe, expand(recipe), store)
+    return plan_in(Surroundings(store, has_accelerator()), recipe)
 
 
 def plan_in(where: Surroundings, recipe: Recipe) -> Plan:
     """The plan of a recipe; `where` may then plan other arms of it, as a search does."""
     from services.arms import expand
 
-    return Plan(recipe, [Builder(arm, where).build() for arm in expand(recipe)], where.missing)
+    plans = [Builder(arm, where).build() for arm in expand(recipe)]
+    for plan in plans:
+        if plan.arm.half == "validation":  # of what only competes, only what decides is measured
+            plan.measures = needed(plan, recipe.arms.deciding)
+    return Plan(recipe, plans, where.missing)
 
 
 def read_pools(plan: Plan, store: Store) -> None:
@@ -115,7 +118,7 @@ def run(request: Request, terminal: Terminal, log: Path) -> Result:
 
     start = time.time()
     store = store_of(request)
-    recipe = load(request.path, request.profiles, request.overrides)
+    recipe = request.recipe or load(request.path, request.profiles, request.overrides)
     where = Surroundings(store, has_accelerator())
     plan = plan_in(where, recipe)
     if plan.missing:

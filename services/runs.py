@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuvee.errors import UserError, nearest
 from services.store import Store
+
+if TYPE_CHECKING:
+    from services.arms import Arm
 
 
 def find_run(store: Store, word: str) -> str:
@@ -41,3 +46,16 @@ def find_arms(manifest: dict[str, Any], word: str) -> list[dict[str, Any]]:
         known = {arm["name"] for arm in arms} | {variant(arm) for arm in arms}
         raise UserError(f"{manifest['name']} has no arm {word!r}", remedy=nearest(word, known))
     return found
+
+
+def arms_of(manifest: Mapping[str, Any]) -> list[Arm]:
+    """The arms that a stored run reports, made again from its recipe and from what it chose."""
+    from services.arms import expand, finals, tuned
+    from services.recipe import loads
+
+    recipe = loads(json.dumps(manifest["recipe"]))
+    if search := manifest.get("search"):
+        return finals(recipe, {a["number"]: a["values"] for a in search["arms"] if a["name"] in search["finalists"]})
+    if nuisance := (manifest.get("results") or {}).get("nuisance"):
+        return tuned(recipe, {name: found["chosen"] for name, found in nuisance["arms"].items()})
+    return expand(recipe)

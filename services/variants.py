@@ -89,6 +89,13 @@ class Arms(Config):
         return self
 
     @property
+    def deciding(self) -> tuple[str, ...]:
+        """The metrics by which something is chosen."""
+        if self.search:
+            return self.search.metric
+        return (self.nuisance.metric,) if self.nuisance else ()
+
+    @property
     def halved(self) -> bool:
         """Whether something is chosen by held-out rows, so that these are split into validation and test."""
         return bool(self.search or self.nuisance)

@@ -246,6 +246,12 @@ def show_results(terminal: Any, found: dict[str, Any]) -> None:
             f"{record['task']}; without them {without} instead of {_number(record['score'])}",
             markup=False,
         )
+    if search := found.get("search"):
+        counts = ", ".join(f"{n} {word}" for word, n in search["counts"].items() if n)
+        terminal.out.print(f"search: {len(search['arms'])} arms ({counts})", markup=False)
+        if search["winner"]:
+            scores = ", ".join(f"{m} {_number(s['mean'])}" for m, s in search["winner"]["scores"].items())
+            terminal.out.print(f"best: {search['winner']['arm']} ({scores}), by {search['rule']}", markup=False)
     for contrast in found["contrasts"]:
         figures = f": {contrast['mean']:+.4f}, p = {contrast['p']:.3f}" if "mean" in contrast else ""
         terminal.out.print(f"contrast {contrast['name']}{figures}: {contrast['verdict']}", markup=False)
