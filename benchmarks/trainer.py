@@ -5,7 +5,8 @@
 The built-in model in float32 with AdamW on the processor, batches of 8 rows, and the same rows for all: docstrings of
 the standard library behind a short prompt. Tokens are those of the rows, without padding; the first two steps are not
 counted. TRL packs too, but without a block mask on this machine, so that its packed rows see each other, and its
-batches are three bins. The data path is measured alone: 20,000 rows of about 300 tokens, from Parquet to arrays.
+batches are three bins. The data path is measured alone (`python benchmarks/trainer.py data`): 20,000 rows of about 300
+tokens, from Parquet to tensors on the device, which is the GPU where there is one.
 """
 
 from __future__ import annotations
@@ -185,9 +186,11 @@ def cuvee(steps: int, packing: bool) -> None:
     report(seconds, [line["tokens"] for line in lines], outside=outside)
 
 
-def data_path() -> None:
-    """Rows to arrays, with weights and shares, as one rank of one does it."""
+def data_path(rows: int) -> None:
+    """Rows to tensors on the device, with weights and shares, as one rank of one does it."""
     from functools import partial
+
+    import torch
 
     from training.batches import Batches
     from training.corpus import build, open_corpus
@@ -196,7 +199,7 @@ def data_path() -> None:
 
     rng = np.random.default_rng(0)
     made = []
-    for i in range(20_000):
+    for i in range(rows):
         size = int(rng.integers(100, 500))
         made.append({"id": f"{i:032x}", "target": 0, "source": "a", "ids": rng.integers(0, 49_000, size)})
         made[-1] |= {"roles": np.repeat([2, 3], [size // 2, size - size // 2]), "turns": np.zeros(size, np.int16)}
@@ -209,6 +212,7 @@ def data_path() -> None:
     copied = since(begin)["seconds"]
     tokens = int(corpus.lengths.sum())
     rates = {}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for packing in (False, True):
         batches = Batches(
             corpus,
@@ -220,7 +224,9 @@ def data_path() -> None:
         )
         begin = clocks()
         for step in range(batches.steps):
-            batches.micros(step)
+            for micro in batches.micros(step):
+                for array in (micro.ids, micro.positions, micro.share, micro.weight, micro.source):
+                    torch.from_numpy(array).to(device)
         rates["packed" if packing else "padded"] = tokens / since(begin)["seconds"]
     finish(copied=tokens / copied, **rates)
 
@@ -245,16 +251,17 @@ def main() -> None:
     parser.add_argument("--packing", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=20_000, help="of the data path")
     args = parser.parse_args()
     if args.contender == "plain":
         return plain(args.steps)
     if args.contender == "data":
-        return data_path()
+        return data_path(args.rows)
     if args.contender:
         return (trl if args.contender == "trl" else cuvee)(args.steps, args.packing)
     steps = ["--steps", str(args.steps)]
     records = run(__file__, {name: [*words, *steps] for name, words in CONTENDERS.items()}, args.rounds)
-    alone = run(__file__, {"data": ["data"]}, args.rounds)["data"]
+    alone = run(__file__, {"data": ["data", "--rows", str(args.rows)]}, args.rounds)["data"]
     lines = []
     for name, made in records.items():
         rates = sorted(r["rate"] for r in made)
