@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from services.report import charts, pool_charts, score_charts, search_charts, sweep_charts
+from services.report import charts, epoch_charts, pool_charts, score_charts, search_charts, sweep_charts
 from services.report.figure import Figures
 
 
@@ -21,6 +21,7 @@ def draw(
         "targets": _some(charts.targets(figures, view["responses"])),
         "loss": charts.losses(figures, view["training"]),
         "rates": charts.rates(figures, view["training"]),
+        "epochs": epoch_charts.epochs(figures, view["results"]["scores"]),
         "scores": score_charts.before_after(figures, lines, several),
         "scaling": [],
         "parallel": [],

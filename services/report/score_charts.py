@@ -19,7 +19,7 @@ def unit(metric: str) -> str:
     """What a metric counts; figures of different units do not share an axis."""
     if is_loss(metric):
         return "nats per token" if metric == "loss" else metric
-    return metric if metric in ("rating", "bleu") else "share of items"
+    return metric if metric in ("rating", "grade", "bleu") else "share of items"
 
 
 def forest(figures: Figures, changes: Sequence[Mapping[str, Any]], several: bool) -> list[dict[str, Any]]:

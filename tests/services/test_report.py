@@ -12,6 +12,7 @@ import pytest
 from cuvee.errors import UserError
 from services.report import charts, write
 from services.report.artifacts import Artifacts
+from services.report.epoch_charts import epochs
 from services.report.figure import Figures
 from services.report.gather import gather
 from services.report.pools import project
@@ -33,6 +34,21 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 # What it says
+
+
+def test_epochs_of_a_stage_are_a_curve() -> None:
+    def at(point: str, mean: float | None, arm: str = "main", task: str = "quiz") -> dict[str, Any]:
+        return {"arm": arm, "point": point, "task": task, "metric": "loss", "mean": mean, "low": 0.0, "high": 4.0}
+
+    scores = [at("base", 3.0), at("sft@2", 1.0), at("sft@1", 2.0), at("sft@10", 0.5), at("sft", 0.4)]
+    scores += [at("sft@1", 2.5, "other"), at("sft@2", None, "other"), at("sft@1", 1.0, task="once")]
+    made = epochs(Figures(), scores)
+    assert [figure["caption"] for figure in made] == ["quiz by epoch of stage sft, with 95% intervals."]
+    main, other = made[0]["data"]
+    assert (main["x"], main["y"], main["error_y"]["array"]) == ([1, 2, 10], [2.0, 1.0, 0.5], [2.0, 3.0, 3.5])
+    assert (other["x"], other["y"]) == ([1], [2.5])
+    assert "main: 2, 1, 0.5" in made[0]["alt"]
+    assert made[0]["layout"]["yaxis"]["title"]["text"] == "nats per token"
 
 
 def test_the_verdict_names_what_is_clear_and_what_was_forgotten(single: Store) -> None:
