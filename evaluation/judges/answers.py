@@ -4,7 +4,8 @@ The answer is taken by the first rule that finds one, in this order, and from th
   1. `sentence`: after "the answer is" (or a regex of the recipe), up to the end of that sentence;
   2. `hash`: after `####` (GSM8K);
   3. `boxed`: inside `\boxed{}` (MATH);
-  4. `last`: the last number of the text; without any digits, its last number in words.
+  4. `last`: the last number of the text, or the result of an equation in its last sentence ("120 / 24 = 5 hours for
+     the 120 pages"); without any digits, its last number in words.
 A required sentence comes first because a last number may be anything: "The answer is 18. I checked it in 2 ways."
 """
 
@@ -36,6 +37,10 @@ _LIST = re.compile(r"(?:\\?[{(\[])?\s*-?[\d./]+(?:\s*[,;]\s*-?[\d./]+)+\s*(?:\\?
 _UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _DENIED = re.compile(r"\b(?:not|nicht|pas)\W*$", re.IGNORECASE)
 _WHOLE = re.compile(r"(-)?(\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d+))?")
+# After a result, what says that the answer is still to come.
+_REVISED = re.compile(
+    r"[.!?;]\s+\S|\n|≈|->|→|\b(?:which|or|round\w*|meaning|so|thus|therefore|hence|is|are|i\.e|equals?)\b"
+)
 _JOINED = re.compile(r"\d\s*(?:[A-Za-z]+)?\s*,?\s*(?:and)?$")
 _WORD = re.compile(r" ([A-Za-z]+)(?![\w/])")
 # Words and letters after a number that say more than a unit does.
@@ -231,6 +236,8 @@ def _last(text: str) -> Answer | None:
     bare = _trim(_BOXED.sub("", text) if "boxed" in text else text)  # a box that never closes
     if len(bare) <= 60 and "\n" not in bare and _formal(bare):
         return _whole("last", bare)
+    if "=" in bare and (answer := _result(bare)) is not None:
+        return answer
     if not long and (answer := _ending(text)) is not None:
         return answer
     # The end of the text, from the cluster of number-like characters around its last digit; all of it for LaTeX.
@@ -245,6 +252,18 @@ def _last(text: str) -> Answer | None:
         end = bare
         found = numbers.find(end)
     return Answer("last", end[found[-1][1] :][:80], number=found[-1][0]) if found else None
+
+
+def _result(text: str) -> Answer | None:
+    """The right side of an equation in the last sentence, where more numbers follow that are not said to replace it."""
+    right = text[text.rfind("=") + 1 :]
+    found = numbers.find(right) if len(right) <= 200 else []
+    if len(found) < 2 or right[: found[0][1]].strip():
+        return None
+    number, start, end = found[0]
+    if _REVISED.search(right[end : found[-1][1] + 1]) or _ATTACHED.match(right, end):
+        return None
+    return Answer("last", right[start:][:80], number=number)
 
 
 def _formal(bare: str) -> bool:
@@ -292,6 +311,8 @@ def _ending(text: str) -> Answer | None:
             return None
         unit = after
     elif after not in ("", ".", ",", "!", "?", ";", ")", "*"):
+        return None
+    if left[-1:] != "=" and "=" in left[-100:] and _result(text) is not None:
         return None
     if unit and left[-1:].isalpha() and _JOINED.search(left[-32:]):
         return None  # may be composed: 2 hours and 30 minutes

@@ -25,7 +25,7 @@ from evaluation.judges.base import JUDGES, Kind, Parts, different, equivalent, u
 from evaluation.judges.numbers import Number
 from evaluation.judges.symbolic import Symbolic
 
-VERSION = "3"
+VERSION = "4"
 
 
 class NumericConfig(Config):

@@ -144,6 +144,21 @@ def test_words_that_are_no_number() -> None:
     assert judge(("It is not seven", "7"))[0].label == Label.DIFFERENT
 
 
+@pytest.mark.parametrize(
+    ("end", "gold"),
+    [
+        ("It will take her 120/24 = 5 hours to read all of the 120 pages that are left.", "5"),
+        ("She will save $3 + $5 = $8 for 3 gallons of whole milk and 5 boxes of cereal.", "8"),
+        ("The family has to eat 1340/80 = 16.75 bags, meaning that they will need to buy 17 bags.", "17"),
+        ("That is 20 / 240 = 8.33 percent of the time, which rounds down to 8 when it is cut.", "8"),
+        ("As x = 5 in this equation for Anna. She is thus 5 years older than Bob, who is 7.", "7"),
+        ("In all they are 4 + 5 = 9 + 3 = 12 children and grown-ups who sit at the 2 tables.", "12"),
+    ],
+)
+def test_the_result_of_a_last_equation_is_the_answer_unless_it_is_replaced(end: str, gold: str) -> None:
+    assert judge((end, gold))[0].label == Label.EQUIVALENT
+
+
 def test_times_ratios_and_composed_quantities() -> None:
     same = [("3 PM", "15:00"), ("at 3:45", "3:45 p.m."), ("12:30 AM", "0:30"), ("2 h 30 min", "150 minutes"),
             ("4 dollars and 5 cents", "4.05"), ("6:8", "3:4"), ("0.1\\overline{6}", "1/6"), ("10 m/s", "36 km/h"),

@@ -57,7 +57,7 @@ def test_gsm8k_end_to_end_with_its_own_judge(tmp_path: Path) -> None:
     assert [by_prompt[i]["score"] for i in range(8)] == [0.0, 1.0, 0.0, None, 0.0, 1.0, 0.0, 1.0]
     assert by_prompt[3]["error"] == "out of luck"
     assert by_prompt[1]["verdict"] == "equivalent"
-    assert by_prompt[1]["version"] == "3 shots=0 chat=on judge=numeric@3"
+    assert by_prompt[1]["version"] == "4 shots=0 chat=on judge=numeric@4"
     found = summarise(table)["gsm8k"]
     assert (found["n"], found["errors"], found["mean"]) == (7, 1, pytest.approx(3 / 7))
 
