@@ -19,7 +19,7 @@ _SHARES = {"respond.own": "model_share", "respond.paraphrase": "paraphrase_share
 
 
 def published(artifacts: Artifacts, manifest: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Source, note, and a line for each figure; None when the recipe has none."""
+    """Source, note, a line for each figure, and the lines as a table of arms by metrics; None if there are none."""
     block = manifest["recipe"].get("published")
     if not block:
         return None
@@ -41,7 +41,14 @@ def published(artifacts: Artifacts, manifest: Mapping[str, Any], results: Mappin
                 }
             )
     facts = {"models": _models(artifacts), "profiles": manifest["profiles"], "overrides": manifest["overrides"]}
-    return {"source": block["source"], "note": block.get("note", ""), "rows": lines, **facts}
+    metrics = list(dict.fromkeys(line["metric"] for line in lines))
+    arms = {
+        arm: {line["metric"]: line for line in lines if line["arm"] == arm}
+        for arm in dict.fromkeys(line["arm"] for line in lines)
+    }
+    table = [{"arm": arm, "cells": [cells.get(metric) for metric in metrics]} for arm, cells in arms.items()]
+    shape = {"metrics": metrics, "table": table, "measured": sum(line["runs"] > 0 for line in lines)}
+    return {"source": block["source"], "note": block.get("note", ""), "rows": lines, **shape, **facts}
 
 
 def matching(side: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
