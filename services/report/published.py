@@ -42,11 +42,10 @@ def published(artifacts: Artifacts, manifest: Mapping[str, Any], results: Mappin
             )
     facts = {"models": _models(artifacts), "profiles": manifest["profiles"], "overrides": manifest["overrides"]}
     metrics = list(dict.fromkeys(line["metric"] for line in lines))
-    arms = {
-        arm: {line["metric"]: line for line in lines if line["arm"] == arm}
-        for arm in dict.fromkeys(line["arm"] for line in lines)
-    }
-    table = [{"arm": arm, "cells": [cells.get(metric) for metric in metrics]} for arm, cells in arms.items()]
+    by_arm: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        by_arm.setdefault(line["arm"], {})[line["metric"]] = line
+    table = [{"arm": arm, "cells": [cells.get(metric) for metric in metrics]} for arm, cells in by_arm.items()]
     shape = {"metrics": metrics, "table": table, "measured": sum(line["runs"] > 0 for line in lines)}
     return {"source": block["source"], "note": block.get("note", ""), "rows": lines, **shape, **facts}
 
