@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,12 +160,12 @@ def judge_file(path: Path, judge: Judge, out: Path) -> dict[str, int]:
     return judged(path, judge, out)
 
 
-def calibrate(judge: Judge, labels: Path, folder: Path) -> tuple[dict[str, Any], Path]:
-    """How far a judge agrees with people's labels, and where that is kept."""
+def calibrate(judge: Judge, labels: Path, folder: Path, models: Sequence[str] = ()) -> tuple[dict[str, Any], Path]:
+    """How far a judge, asking these models, agrees with people's labels, and where that is kept."""
     from evaluation.judges import calibrate as calibration
 
     cases, said = calibration.labelled(labels)
     if not cases:
         raise UserError(f"{labels} has no rows", remedy="one JSON object a line, with prediction, reference and label")
-    found, _ = calibration.calibrate(judge, cases, said)
+    found = replace(calibration.calibrate(judge, cases, said)[0], models=tuple(models))
     return asdict(found), calibration.store(found, folder)

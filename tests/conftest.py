@@ -19,9 +19,14 @@ os.environ.update(
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.tiny import make_tiny_model, tiny_tokenizer
+
+# A busy machine is no wrong result.
+hypothesis.settings.register_profile("cuvee", deadline=None)
+hypothesis.settings.load_profile("cuvee")
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,8 @@ _NO = {"different", "incorrect", "wrong", "no", "false", "0"}
 @dataclass(frozen=True)
 class Calibration:
     """`decided` of `rows` got a verdict; `accuracy` and `kappa` are over those. `accuracy_all` counts `unsure` as not
-    equivalent, which is how it is used. `false_accepts` and `false_rejects` are counts."""
+    equivalent, which is how it is used. `false_accepts` and `false_rejects` are counts.
+    `models`: those that it asks, as the user named them."""
 
     judge: str
     version: str
@@ -37,6 +38,7 @@ class Calibration:
     kappa: float
     false_accepts: int
     false_rejects: int
+    models: tuple[str, ...] = ()
 
 
 def calibrate(judge: Judge, cases: Sequence[Case], labels: Sequence[bool]) -> tuple[Calibration, list[Verdict]]:
@@ -90,9 +92,10 @@ def labelled(path: Path) -> tuple[list[Case], list[bool]]:
 
 
 def store(found: Calibration, folder: Path) -> Path:
-    """Write `<judge>-<version>.json` beside the judge's other files and return it."""
+    """Write `<judge>-<version>-<models>.json` beside the judge's other files and return it."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / (re.sub(r"[^\w.@-]+", "_", f"{found.judge}-{found.version}") + ".json")
+    name = "-".join((found.judge, found.version, *found.models))
+    path = folder / (re.sub(r"[^\w.@-]+", "_", name)[:200] + ".json")
     record: dict[str, Any] = asdict(found)
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return path

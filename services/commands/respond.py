@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def judge(
     Example: cuvee judge answers.jsonl --judge numeric --out judged.jsonl
     """
     from services import single_respond
-    from services.single import yaml_value
+    from services.single import MODEL, yaml_value
     from services.store import Store
 
     if file is None and calibrate is None:
@@ -112,12 +113,12 @@ def judge(
         raise UserError("where to? --out is missing", remedy="--out judged.jsonl")
     written = yaml_value(name, "--judge")
     found: dict[str, Any] = {}
-    asks = bool(single_respond.asked_models(written))
-    with session(store, "judge", as_json=as_json, address=address) if asks else nullcontext() as work:
+    models = [model or name if name == MODEL else name for name in single_respond.asked_models(written)]
+    with session(store, "judge", as_json=as_json, address=address) if models else nullcontext() as work:
         built = single_respond.build_judge(written, model, work)
         if calibrate is not None:
             folder = Store(store).scratch / "judges"
-            figures, kept = single_respond.calibrate(built, Path(calibrate), folder)
+            figures, kept = single_respond.calibrate(built, Path(calibrate), folder, models)
             found |= {"calibration": figures, "calibration_file": str(kept)}
         if file is not None and out is not None:
             found |= {"verdicts": single_respond.judge_file(Path(file), built, Path(out)), "out": out}
@@ -130,9 +131,14 @@ def judge(
         click.echo(", ".join(f"{count} {label}" for label, count in found["verdicts"].items()) + f": {out}")
 
 
+def _asked(models: Sequence[str]) -> str:
+    return f" by {', '.join(models)}" if models else ""
+
+
 def _calibrated(figures: dict[str, Any]) -> str:
     return (
-        f"{figures['judge']}@{figures['version']} against {figures['rows']} labels: decided {figures['decided']}"
+        f"{figures['judge']}@{figures['version']}{_asked(figures['models'])} against {figures['rows']} labels:"
+        f" decided {figures['decided']}"
         f" (abstention {figures['abstention']:.1%}), accuracy {figures['accuracy']:.3f}, kappa {figures['kappa']:.3f}"
         f"; accepted wrongly {figures['false_accepts']}, rejected wrongly {figures['false_rejects']}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -415,6 +416,8 @@ def test_calibration_from_a_file_is_stored(tmp_path: Path) -> None:
     assert (found.accuracy, found.false_accepts) == (0.75, 1)
     stored = json.loads(store(found, tmp_path / "judges").read_text())
     assert (stored["judge"], stored["kappa"]) == ("numeric", pytest.approx(0.5))
+    asked = store(replace(found, models=("org/a@1",)), tmp_path / "judges")
+    assert asked != store(replace(found, models=("org/b@1",)), tmp_path / "judges")  # one judge, two models
     path.write_text('{"prediction": "5", "reference": "5", "label": "maybe"}\n')
     with pytest.raises(DataError, match="label"):
         labelled(path)
