@@ -322,6 +322,8 @@ def difference(a: Node, b: Node) -> str:
     """The first setting in which two nodes, or what they are made from, differ."""
     if a.key == b.key:
         return ""
+    if a.step != b.step:
+        return f"{b.label} in place of {a.label}"
     for name in sorted({*a.inputs, *b.inputs}):
         left, right = a.inputs.get(name), b.inputs.get(name)
         if left is None or right is None:
