@@ -85,7 +85,9 @@ def step(cut: bool) -> None:
     ray.init(address="local", num_cpus=2, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         config = EmbedConfig(text="instruction")
-        embed(table, model(), config, out=Path(folder) / "v", resources={"cpus": 2, "env": QUIET})
+        embed(
+            table, model(), config, out=Path(folder) / "v", resources={"threads": 2, "runtime_env": {"env_vars": QUIET}}
+        )
     finish(**since(begin), texts=table.num_rows)
     ray.shutdown()
 

@@ -8,9 +8,9 @@ of 384 its sums are 3 MB, so that a pass over 100 million rows moves 2.4 GB.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,10 +42,19 @@ class Step:
     inertia: float
 
 
+@dataclass(frozen=True)
+class Workers:
+    """`count` Ray tasks at a time with Ray's `options`. `bring` finds the folder of the vectors on their machine."""
+
+    count: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    bring: Callable[[Path], Path] = Path
+
+
 class Passes:
     """Assigns every row to its nearest centre, on threads here or on Ray workers, with the same bits."""
 
-    def __init__(self, vectors: Vectors, threads: int, workers: int, device: str) -> None:
+    def __init__(self, vectors: Vectors, threads: int, device: str, workers: Workers | None = None) -> None:
         if workers and vectors.folder is None:
             raise UserError("workers need vectors in a folder", remedy="write them with write_vectors")
         self.vectors, self.threads, self.workers, self.device = vectors, threads, workers, device
@@ -54,7 +63,7 @@ class Passes:
         if not np.isfinite(centres).all():
             check_finite(self.vectors)
         n = len(self.vectors)
-        groups = self._on_workers(centres, exact) if self.workers else self._on_threads(centres, exact)
+        groups = self._on_workers(self.workers, centres, exact) if self.workers else self._on_threads(centres, exact)
         step = _join(groups, n, centres.shape)
         if not np.isfinite(step.inertia):
             check_finite(self.vectors)
@@ -72,25 +81,29 @@ class Passes:
                 rows = min(GROUP, len(self.vectors) - start)
                 yield _join(islice(steps, -(-rows // CHUNK)), rows, centres.shape)
 
-    def _on_workers(self, centres: Floats, exact: bool) -> Iterator[Step]:
+    def _on_workers(self, workers: Workers, centres: Floats, exact: bool) -> Iterator[Step]:
         import ray
 
         gpus = 1 if self.device == "cuda" else 0
-        task = ray.remote(num_cpus=1, num_gpus=gpus)(assign_group)
+        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus, "scheduling_strategy": "SPREAD", **workers.options}
+        task = ray.remote(**options)(assign_group)
         handle = ray.put(centres)
-        folder = str(self.vectors.folder)
+        folder = self.vectors.folder
+        assert folder is not None
         refs = _ahead(
             iter(range(0, len(self.vectors), GROUP)),
-            lambda start: task.remote(folder, start, handle, exact, self.device),
-            self.workers,
+            lambda start: task.remote(workers.bring, folder, start, handle, exact, self.device),
+            workers.count,
         )
         for ref in refs:
             yield ray.get(ref)
 
 
-def assign_group(folder: str, start: int, centres: Floats, exact: bool, device: str) -> Step:
+def assign_group(
+    bring: Callable[[Path], Path], folder: Path, start: int, centres: Floats, exact: bool, device: str
+) -> Step:
     """A worker's task: the pass over the `GROUP` rows from `start`."""
-    vectors = Vectors.open(Path(folder))
+    vectors = Vectors.open(bring(folder))
     stop = min(start + GROUP, len(vectors))
     with single_threaded_blas():
         steps = (_assign(block, centres, exact, device) for _, block in vectors.blocks(start, stop))

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from cuvee.config import Config
 from cuvee.errors import DataError, UserError
-from selection.assign import Labels, Passes, Step, check_finite, single_threaded_blas
+from selection.assign import Labels, Passes, Step, Workers, check_finite, single_threaded_blas
 from selection.vectors import Floats, Vectors
 
 IN_MEMORY = 2**30
@@ -67,14 +67,14 @@ def cluster(
     rng: np.random.Generator,
     config: ClusterConfig | None = None,
     threads: int | None = None,
-    workers: int = 0,
+    workers: Workers | None = None,
     device: str = "cpu",
     progress: Callable[[int, float], None] | None = None,
 ) -> Clustering:
     """k-means with k centres.
 
-    `threads` of this process (default: all cores), or `workers` Ray tasks at a time when given (the vectors must be a
-    folder that the workers see). `device` "cuda" makes the matrix products there. `progress` gets (update, inertia).
+    `threads` of this process (default: all cores), or Ray tasks on `workers` when given (the vectors must
+    be a folder). `device` "cuda" makes the matrix products there. `progress` gets (update, inertia).
     Raises DataError for k above the number of distinct rows, and for NaN; UserError for k < 1.
     """
     config = config or ClusterConfig()
@@ -84,7 +84,7 @@ def cluster(
         raise DataError(f"{k} clusters of {len(vectors)} rows", field="clusters", remedy="lower clusters")
     if not workers and vectors.folder is not None and len(vectors) * vectors.dim * 4 <= IN_MEMORY:
         vectors = Vectors.of(vectors.ids, vectors.load())
-    passes = Passes(vectors, threads or len(os.sched_getaffinity(0)), workers, device)
+    passes = Passes(vectors, threads or len(os.sched_getaffinity(0)), device, workers)
     with single_threaded_blas():
         runs = (_lloyd(vectors, k, rng, config, passes, progress) for _ in range(config.restarts))
         return min(runs, key=lambda run: run.inertia)

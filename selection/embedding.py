@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -156,7 +157,8 @@ def embed(
     """Write the vectors of the rows of `table`, one for each id, to the folder `out`, sorted by id.
 
     `reuse`: folders of vectors of the same config (DataError when one says otherwise). `work` keeps finished shards.
-    `resources`: `cpus` in all, `gpus` in all, `actors` at most (default: one a GPU, or one), `env` for the actors.
+    `resources`: Ray's `options` of an actor, its `threads`, how many `actors` at most, their `runtime_env`, and
+    `bring`, which finds the encoder's folder on an actor's machine. Without them: one actor with one CPU.
     `progress` gets (rows embedded, rows to embed). Ray must be running when there is something to embed.
     """
     order, ids = by_id(table)
@@ -237,19 +239,23 @@ def _embed_shards(
         progress(done, rows.num_rows)
     if not missing:
         return
-    gpus = int(resources.get("gpus") or 0)
-    actors = int(resources.get("actors") or gpus or 1)
-    threads = max(1, int(resources.get("cpus") or 1) // actors)
+    options = {"num_cpus": 1, "num_gpus": 0, **resources.get("options", {})}
+    bring = resources.get("bring", Path)
     blocks = [_block(rows.slice(number * SHARD, SHARD), number) for number in missing]
     data = ray.data.from_arrow(blocks).map_batches(
         _Actor,
-        fn_constructor_args=(str(encoder_path), config.model_dump(), threads, bool(gpus)),
+        fn_constructor_args=(
+            partial(bring, encoder_path),
+            config.model_dump(),
+            resources.get("threads", 1),
+            bool(options["num_gpus"]),
+        ),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, len(missing))),
-        num_cpus=1,
-        num_gpus=1 if gpus else 0,
-        runtime_env={"env_vars": dict(resources.get("env") or {})},
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(resources.get("actors", 1), len(missing))),
+        runtime_env=resources.get("runtime_env"),
+        scheduling_strategy="SPREAD",
+        **options,
     )
     data.context.enable_progress_bars = False
     batch: Any
@@ -277,12 +283,12 @@ def _save(path: Path, array: Floats) -> None:
 class _Actor:
     """One model for all shards that this actor gets."""
 
-    def __init__(self, path: str, config: dict[str, Any], threads: int, gpu: bool) -> None:
+    def __init__(self, find: Callable[[], Path], config: dict[str, Any], threads: int, gpu: bool) -> None:
         import torch
 
         torch.set_num_threads(threads)
         self._config = EmbedConfig(**config)
-        self._encoder = Encoder(Path(path), self._config, device="cuda" if gpu else "cpu")
+        self._encoder = Encoder(find(), self._config, device="cuda" if gpu else "cpu")
 
     def __call__(self, block: pa.Table) -> pa.Table:
         vectors = self._encoder.encode(texts(block["messages"], self._config.text).to_pylist())

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cuvee.errors import Unavailable, UserError
+from cuvee.errors import Unavailable
 from services.engine import EngineActor
 from services.processes import Process, kill
 
@@ -28,22 +28,13 @@ class Pool:
     """The actors of an engine: found by name, started where missing."""
 
     def __init__(self, engine: Engine) -> None:
-        import ray
-
-        from services.cluster import resources
+        from services.capacity import Capacity, resources
 
         self.engine = engine
-        have = ray.cluster_resources()
-        self.gpus = engine.options.tensor_parallel if have.get("GPU", 0) else 0
-        possible = int(have["GPU"] // self.gpus) if self.gpus else 1
-        self.size = engine.options.replicas or max(1, possible)
-        self.need = resources("engine", workers=self.size, gpus=max(1, self.gpus), have=have)
-        largest = max(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
-        if self.gpus > largest:
-            raise UserError(
-                f"tensor_parallel is {self.gpus} and no node has more than {largest:g} GPUs",
-                remedy="an engine stays on one node: lower it, or use larger nodes",
-            )
+        capacity, options = Capacity.of_ray(), engine.options
+        self.need = resources("engine", capacity, gpus=float(options.tensor_parallel), need=options.need)
+        self.gpus = int(self.need.gpus)
+        self.size = options.replicas or capacity.members(self.need)
         self._actors: dict[int, Any] = {}
         self._key = f"{PREFIX}{engine.key}"
 
@@ -74,7 +65,8 @@ class Pool:
             lifetime="detached",
             max_restarts=0,
             max_concurrency=10_000,
-            runtime_env={"env_vars": self._environment()},
+            runtime_env=options.need.environment(self._environment()),
+            scheduling_strategy="SPREAD",
             **self.need.options(),
         )
         deadline = time.monotonic() + options.start

@@ -1,12 +1,10 @@
-"""Connect to Ray, and say what a step may ask for here.
+"""Connect to Ray: one that is started here and ends with the command, or a cluster.
 
 Without an address a command starts a Ray of its own and ends it again: `ray.init()` would join whatever Ray happens to
 run on the machine, and would leave its choices to that. With an address it joins.
 
-Logical CPUs are Ray's admission tickets, not cores. On a machine with two of them a trial, an engine, a Ray Data task
-and an embedding actor that each ask for one wait for each other for ever. So without accelerators every kind asks for
-at most a quarter of what is there (training for a half in all), and the cores are shared out as `threads` instead.
-Threads that wait must not spin: with two jobs on two cores busy-waiting costs a factor of ten.
+What workers may ask for is in `services.capacity`. Threads that wait must not spin: with two jobs on two cores
+busy-waiting costs a factor of ten.
 """
 
 from __future__ import annotations
@@ -16,25 +14,27 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 import psutil
-from pydantic import Field
 
-from cuvee.config import Config
-from cuvee.errors import Unavailable, UserError
+from cuvee.errors import Unavailable
+from services.capacity import Capacity
 from services.processes import Ledger, Process, kill, tree, wait_gone
-
-Kind = Literal["driver", "data", "embed", "engine", "train", "judge"]
 
 
 def has_accelerator() -> bool:
     """Whether a GPU driver is there. Looks at device files, so that torch need not be loaded."""
     return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd", "/dev/dxg"))
+
+
+def local_capacity() -> Capacity:
+    """What a Ray that is started here will have."""
+    return Capacity.of_machine(cores(), len(list(Path("/dev").glob("nvidia[0-9]*"))))
 
 
 THREAD_ENV: dict[str, str] = {
@@ -52,7 +52,6 @@ THREAD_ENV: dict[str, str] = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TQDM_DISABLE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
-    **({} if has_accelerator() else {"DS_ACCELERATOR": "cpu"}),
 }
 """What every process of ours is started with, unless the user has set it otherwise."""
 
@@ -65,69 +64,10 @@ def quiet_environment(*, offline: bool = False) -> dict[str, str]:
     wanted = THREAD_ENV | ({"HF_HUB_OFFLINE": "1"} if offline else {})
     for key, value in wanted.items():
         os.environ.setdefault(key, value)
+    if not has_accelerator():
+        # Of this machine alone: a head without accelerators has workers with some.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     return {key: os.environ[key] for key in wanted}
-
-
-class Resources(Config):
-    """What one worker of a step asks Ray for."""
-
-    cpus: float = Field(default=1.0, ge=0, description="logical CPUs: tickets for admission")
-    gpus: float = Field(default=0.0, ge=0, description="accelerators")
-    memory: int = Field(default=0, ge=0, description="bytes of main memory; 0 asks for none")
-    labels: dict[str, str] = Field(default_factory=dict, description="node labels, such as accelerator-type: H100")
-    threads: int = Field(default=1, ge=1, description="compute threads of the worker; goes to OMP_NUM_THREADS")
-
-    def options(self) -> dict[str, Any]:
-        """Keywords for `.options()` of a Ray task or actor."""
-        options: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
-        if self.memory:
-            options["memory"] = self.memory
-        if self.labels:
-            options["label_selector"] = dict(self.labels)
-        return options
-
-
-def resources(
-    kind: Kind,
-    *,
-    workers: int = 1,
-    gpus: float = 1.0,
-    memory: int = 0,
-    labels: Mapping[str, str] | None = None,
-    have: Mapping[str, float] | None = None,
-) -> Resources:
-    """What each of `workers` workers of a step may ask for on the connected cluster.
-
-    `gpus` is what a worker needs where accelerators exist; without any, the step runs on CPUs. `have` are the totals of
-    the cluster (default: asked of Ray). Raises UserError when the accelerators or the memory can never suffice.
-    """
-    if have is None:
-        import ray
-
-        have = ray.cluster_resources()
-    total, accelerators = float(have.get("CPU", 0)), float(have.get("GPU", 0))
-    if total <= 0:
-        raise Unavailable("the cluster has no CPUs", remedy="look at `ray status` of that cluster")
-    if memory and memory > have.get("memory", memory):
-        raise UserError(
-            f"a {kind} worker needs {memory / 2**30:.1f} GiB, the whole cluster has {have['memory'] / 2**30:.1f} GiB",
-            remedy="use a smaller model, LoRA, offload, or a machine with more memory",
-        )
-    common: dict[str, Any] = {"memory": memory, "labels": dict(labels or {})}
-    if kind == "driver":
-        # Ray Tune refuses a bundle of nothing.
-        return Resources(cpus=0.01, **common)
-    if accelerators and kind in ("embed", "engine", "train"):
-        if gpus * workers > accelerators:
-            raise UserError(
-                f"{workers} {kind} workers with {gpus:g} GPUs each need more than the cluster's {accelerators:g}",
-                remedy="lower the workers or the tensor parallel size",
-            )
-        threads = max(1, int(total / accelerators * gpus))
-        return Resources(cpus=min(1.0, total / 4), gpus=gpus, threads=threads, **common)
-    share = total / (2 * workers) if kind == "train" else total / 4
-    threads = max(1, int(total) // workers) if kind in ("embed", "engine", "train") else 1
-    return Resources(cpus=min(1.0, share), threads=threads, **common)
 
 
 @contextmanager
@@ -171,7 +111,7 @@ def connect(
     else:
         settings |= {
             "address": "local",
-            "num_cpus": cpus or _cores(),
+            "num_cpus": cpus or cores(),
             "object_store_memory": object_store_bytes(),
             "include_dashboard": True,
             "dashboard_host": "127.0.0.1",
@@ -209,7 +149,8 @@ def object_store_bytes() -> int:
     return max(int(wanted), 100_000_000)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

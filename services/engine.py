@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -31,6 +32,7 @@ from pydantic import Field
 from cuvee.config import Config
 from cuvee.errors import CuveeError, Unavailable
 from cuvee.protocols import Completion, Decoding, Request, Scored, ScoreRequest
+from services.capacity import Need
 from services.models import Dtype
 from services.processes import Process, lead_group
 from services.tokens import encode, encode_pair, likeliest
@@ -52,6 +54,7 @@ class EngineOptions(Config):
     replicas: int | None = Field(
         default=None, ge=1, description="engines at work; as many as the GPUs allow, or one on CPU"
     )
+    need: Need = Field(default_factory=Need, description="what an engine's actor asks of Ray")
     batch: int | None = Field(default=None, ge=1, description="sequences at once in one engine; 64 on CPU, 256 on GPU")
     cpu_cache_gib: float = Field(default=1.0, gt=0, description="key-value cache of a CPU engine, GiB")
     gpu_memory: float = Field(default=0.9, gt=0, le=1, description="share of a GPU's memory that the engine takes")
@@ -175,6 +178,18 @@ class Stepper:
             block = False
 
 
+def command_gone() -> bool:
+    """Whether the command that this actor was started for has ended. A killed one cannot put its engines away."""
+    import ray
+    from ray._private import state
+
+    mine = ray.get_runtime_context().get_job_id()
+    # Where the head does not answer nothing is known, and Ray ends its workers by itself.
+    with suppress(Exception):
+        return any(job["JobID"] == mine and job["IsDead"] for job in state.jobs())
+    return False
+
+
 class EngineActor:
     """One engine. `find` brings the model's folder to this node; `gpus` is 0 for a CPU engine."""
 
@@ -223,7 +238,8 @@ class EngineActor:
     def _end_when_idle(self) -> None:
         while True:
             time.sleep(min(5.0, self.options.idle))
-            if not self.stepper.busy_since and time.monotonic() - self.stepper.idle_since > self.options.idle:
+            idle = not self.stepper.busy_since and time.monotonic() - self.stepper.idle_since > self.options.idle
+            if idle or command_gone():
                 # The process group, and with it a GPU engine's core, follows.
                 os._exit(0)
 

@@ -11,19 +11,22 @@ The address executes code for whoever reaches it. Ray's token authentication is 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from cuvee.errors import CuveeError, Unavailable, UserError
 from services.parcel import Parcel
+from services.probe import findings
 from services.redact import redact
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -32,6 +35,8 @@ ANSWER = 10.0
 """Seconds in which a dashboard must answer."""
 PATIENCE = 60.0
 """Seconds of silence after which a cluster that is being followed counts as gone."""
+PROBE = 300.0
+"""Seconds for the look from inside: the packages are sent first, and the driver starts."""
 _ID = re.compile(r"cuvee-([0-9a-f]{12})-(\d+)")
 _TRIES = 20
 _OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
@@ -135,6 +140,12 @@ class Cluster:
 
     # Jobs
 
+    def live(self, order: Order) -> dict[str, Any] | None:
+        """The attempt of the recipe that has not ended, if there is one."""
+        found = [job for job in self.jobs() if job["job"].startswith(f"cuvee-{order.hash[:12]}-")]
+        last = max(found, key=number, default=None)
+        return last if last and last["status"] not in ENDED else None
+
     def submit(self, order: Order) -> tuple[str, bool]:
         """(submission id, whether it is new): a live attempt of the same recipe is not started twice."""
         base, taken = f"cuvee-{order.hash[:12]}", 0
@@ -168,6 +179,33 @@ class Cluster:
                     entrypoint=order.command, submission_id=name, runtime_env=environment, metadata=metadata
                 )
             )
+
+    def probe(self, order: Order, asked: Mapping[str, Any], patience: float = PROBE) -> list[str]:
+        """What stands against the job, seen from the cluster (`services.probe`). Raises Unavailable when that fails."""
+        name = f"cuvee-probe-{order.hash[:12]}-{uuid4().hex[:8]}"
+        command = shlex.join(["python", "-m", "services.probe", json.dumps(dict(asked))])
+        folder = shlex.quote(str(asked.get("start", ".")))
+        looking = replace(order, command=f"mkdir -p {folder} && cd {folder} && {command}")
+        self._submit(looking, name)
+        deadline = time.monotonic() + patience
+        with self._errors():
+            try:
+                while str(self.client.get_job_status(name)) not in ENDED and time.monotonic() < deadline:
+                    time.sleep(0.5)
+                log = str(self.client.get_job_logs(name))
+                told = self.client.get_job_info(name)
+            finally:
+                with suppress(RuntimeError):
+                    self.client.stop_job(name)
+        found = findings(log)
+        if found is None:
+            said = redact((log.strip() or told.message or "nothing").splitlines()[-1])
+            raise Unavailable(
+                f"the cluster could not be looked at from inside: {said}", remedy="--no-check submits all the same"
+            )
+        with suppress(RuntimeError):
+            self.client.delete_job(name)
+        return found
 
     def jobs(self) -> list[dict[str, Any]]:
         """All jobs that `submit` started, oldest first."""
@@ -264,41 +302,12 @@ def number(job: Mapping[str, Any]) -> int:
     return int(str(job["job"]).rpartition("-")[2])
 
 
-def check_store(url: str, *, ask: bool = True) -> None:
-    """UserError when a cluster cannot use the store: a relative path, or (if `ask`) a bucket that does not answer."""
-    if url.startswith("s3://"):
-        if not ask:
-            return
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        from services.store import Store
-
-        try:
-            Store(url).objects.children("runs")
-        except (BotoCoreError, ClientError) as error:
-            raise UserError(
-                f"the store {url} cannot be reached: {error}",
-                remedy="check the bucket and AWS_*; --no-check if only the cluster can reach it",
-            ) from error
-    elif not Path(url).is_absolute():
+def check_store(url: str) -> None:
+    """UserError when a cluster cannot mean the same store: a relative path."""
+    if not url.startswith("s3://") and not Path(url).is_absolute():
         raise UserError(
             f"the store {url!r} is a place of this machine", remedy="give --store s3://… or an absolute path there"
         )
-
-
-def check_tracking(uri: str) -> None:
-    """UserError when a tracking server does not answer; files and databases are the cluster's."""
-    if not uri.startswith(("http://", "https://")):
-        return
-    import httpx
-
-    try:
-        httpx.get(f"{uri.rstrip('/')}/health", timeout=ANSWER).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UserError(
-            f"the tracking server {redact(uri)} does not answer: {error}",
-            remedy="open a tunnel to it; --no-check if only the cluster can reach it",
-        ) from error
 
 
 def _silent(address: str, why: str) -> UserError:

@@ -200,6 +200,24 @@ class S3Objects:
             shutil.rmtree(partial)
         return folder
 
+    def write(self, name: str, path: Path) -> None:
+        """A file as an object, whatever was there."""
+        self._client.upload_file(str(path), self._bucket, self._key(name))
+
+    def read(self, name: str, path: Path) -> bool:
+        """An object as a file, which appears whole; False when there is none."""
+        from botocore.exceptions import ClientError
+
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            self._client.download_file(self._bucket, self._key(name), str(partial))
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("404", "NoSuchKey"):
+                return False
+            raise
+        partial.replace(path)
+        return True
+
     def _pages(self, prefix: str, **options: Any) -> Iterator[dict[str, Any]]:
         pages = self._client.get_paginator("list_objects_v2")
         yield from pages.paginate(Bucket=self._bucket, Prefix=self._key(prefix).rstrip("/") + "/", **options)

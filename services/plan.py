@@ -23,6 +23,7 @@ from services.tables import Operation, source_name
 
 if TYPE_CHECKING:
     from services.arms import Arm
+    from services.capacity import Asked
     from services.measures import Point
     from services.recipe import Recipe
 
@@ -182,7 +183,14 @@ class Builder:
         """How the engine of a model runs; not part of keys."""
         spec = self.spec(name)
         options = spec.model_dump(include={"tensor_parallel", "max_len", "dtype", "replicas"}, exclude_none=True)
-        return {"engine": options}
+        if need := self.recipe.execution.asked("engine"):
+            options["need"] = need
+        return {"engine": options, **self.asked("judge")}
+
+    def asked(self, kind: Asked) -> dict[str, Any]:
+        """What the recipe says that workers of a kind ask for; not part of keys."""
+        need = self.recipe.execution.asked(kind)
+        return {kind: need} if need else {}
 
     def encoder(self, name: str) -> Node:
         """The node of an encoder."""
@@ -294,7 +302,7 @@ class Builder:
 
     def do_embed(self, label: str, config: Any, state: TableState) -> TableState:
         inputs = {"rows": state.rows, "encoder": self.encoder(config.encoder)}
-        node = self.node("embed", label, config.model_dump(mode="json"), inputs)
+        node = self.node("embed", label, config.model_dump(mode="json"), inputs, execution=self.asked("embed"))
         return state.beside(node, vectors=node)
 
     def with_vectors(self, label: str, state: TableState) -> TableState:
@@ -312,14 +320,21 @@ class Builder:
         own = EmbedConfig.model_validate(state.vectors.config) if state.vectors else EmbedConfig()
         config = own.model_copy(update={"text": part})
         inputs = {"rows": state.rows, "encoder": self.encoder(config.encoder)}
-        return self.node("embed", f"{label.split(' · ')[0]} · embed {part}", config.model_dump(mode="json"), inputs)
+        name = f"{label.split(' · ')[0]} · embed {part}"
+        return self.node("embed", name, config.model_dump(mode="json"), inputs, execution=self.asked("embed"))
 
     def do_cluster(self, label: str, config: Any, state: TableState) -> TableState:
         state = self.with_vectors(label, state)
         assert state.vectors is not None
         inputs = {"rows": state.rows, "vectors": state.vectors}
         settings = config.model_dump(mode="json")
-        node = self.node("cluster", label, settings, inputs, seed=self.seeds["sample"])
+        return self.clusters(label, settings, inputs, state)
+
+    def clusters(
+        self, label: str, settings: Mapping[str, Any], inputs: Mapping[str, Node], state: TableState
+    ) -> TableState:
+        execution = self.asked("cluster")
+        node = self.node("cluster", label, settings, inputs, seed=self.seeds["sample"], execution=execution)
         return state.beside(node, clusters=node)
 
     def do_score(self, label: str, config: Any, state: TableState) -> TableState:
@@ -388,8 +403,7 @@ class Builder:
         assert state.vectors is not None
         settings = {**ClusterConfig(k=2).model_dump(mode="json"), "k": {rule: config.model_dump(mode="json")}}
         inputs = {"rows": state.rows, "vectors": state.vectors}
-        node = self.node("cluster", label, settings, inputs, seed=self.seeds["sample"])
-        return state.beside(node, clusters=node)
+        return self.clusters(label, settings, inputs, state)
 
     def do_respond(self, label: str, config: Any, state: TableState) -> TableState:
         from selection.responses import PROMPTS
@@ -578,7 +592,7 @@ class Builder:
             said["micro_batch"] = spec.micro_batch
         if spec.offload != "none":
             said["offload"] = "parameters" if spec.offload == "all" else spec.offload
-        return said | self.recipe.execution.model_dump(mode="json", exclude_unset=True)
+        return said | self.recipe.execution.training()
 
     def span(self, stage: str) -> dict[str, Node]:
         """Lists of the stages that share one learning-rate schedule with this one, in order.

@@ -52,6 +52,9 @@ def show(found: Mapping[str, Any]) -> None:
     if found["stages"]:
         _lists(console, found["stages"])
     _trainings(console, found["training"])
+    for place in found.get("placements", ()):
+        if place["when"] != "now":
+            console.print(_placement(place), style="yellow", markup=False)
     if len(found["arms"]) > 1:
         _sharing(console, found["sharing"])
         for text in duration_lines(found["cost"]):
@@ -92,6 +95,13 @@ def _trainings(console: Console, trainings: list[Mapping[str, Any]]) -> None:
     for text, stages in memories.items():
         console.print(f"[dim]memory of {', '.join(dict.fromkeys(stages))}: [/]", end="")
         console.print(text, style="dim", markup=False)
+
+
+def _placement(place: Mapping[str, Any]) -> str:
+    """A demand that these machines cannot meet now."""
+    asked = f" {place['count']} x ({place['asks']})" if place["asks"] else ""
+    more = f" and {len(place['steps']) - 1} more" if len(place["steps"]) > 1 else ""
+    return f"{place['worker']}{asked} {place['why']}: {place['steps'][0]}{more}"
 
 
 def _sharing(console: Console, sharing: Mapping[str, Any]) -> None:

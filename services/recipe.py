@@ -29,6 +29,7 @@ from cuvee.amounts import Amount
 from cuvee.config import Config
 from cuvee.errors import RecipeError, UserError
 from services import overlay, variables, yaml_lines
+from services.capacity import Where
 from services.checks import faults, reason
 from services.measures import BASE, EACH, Evaluate, Point
 from services.models import BUILTIN_MODEL, ModelSpec
@@ -37,7 +38,7 @@ from services.variants import Arms, Contrast, Published, Repeat
 from services.yaml_lines import Document, Path_
 from training import curriculum
 from training.objective import Objective
-from training.settings import Execution, TrainConfig
+from training.settings import TrainConfig
 
 SILENT = ("published", "execution", "store", "tracking")
 """Keys that change nothing in the result."""
@@ -108,8 +109,8 @@ class Recipe(Config):
     repeat: Repeat | None = None
     contrasts: tuple[Contrast, ...] = ()
     published: Published | None = Field(default=None, description="figures of a paper, shown beside the run's")
-    execution: Execution = Field(
-        default_factory=lambda: Execution.model_validate({}), description="where training runs; changes no result"
+    execution: Where = Field(
+        default_factory=lambda: Where.model_validate({}), description="where training runs; changes no result"
     )
     store: str | None = Field(default=None, description="folder or s3:// address of the artifacts")
     tracking: str | None = Field(default=None, description="address of the MLflow server, or sqlite:///file")

@@ -11,12 +11,15 @@ BATCH = 64
 """Pairs in one call of the actor."""
 
 
-def reward(model: Path, *, cpus: float, gpus: float, env: Mapping[str, str]) -> Reward:
-    """A function from (prompt, answer) pairs to scores, higher is better. The actor ends with the function."""
+def reward(find: Callable[[], Path], options: Mapping[str, Any]) -> Reward:
+    """A function from (prompt, answer) pairs to scores, higher is better. The actor ends with the function.
+
+    `find` brings the model to the actor's machine; `options` are those of the actor.
+    """
     import ray
 
-    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": dict(env)}}
-    actor: Any = ray.remote(**options)(Classifier).remote(str(model), "cuda" if gpus else "cpu")
+    device = "cuda" if options.get("num_gpus") else "cpu"
+    actor: Any = ray.remote(**options)(Classifier).remote(find, device)
 
     def score(pairs: Sequence[tuple[str, str]]) -> list[float]:
         calls = [actor.score.remote(list(pairs[start : start + BATCH])) for start in range(0, len(pairs), BATCH)]
@@ -28,10 +31,10 @@ def reward(model: Path, *, cpus: float, gpus: float, env: Mapping[str, str]) -> 
 class Classifier:
     """Holds the model in its process."""
 
-    def __init__(self, model: str, device: str) -> None:
+    def __init__(self, find: Callable[[], Path], device: str) -> None:
         from evaluation.judges.reward import sequence_classifier
 
-        self._reward = sequence_classifier(model, device=device)
+        self._reward = sequence_classifier(str(find()), device=device)
 
     def score(self, pairs: list[tuple[str, str]]) -> list[float]:
         """One score a pair, in order."""

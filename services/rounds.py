@@ -98,7 +98,11 @@ def _grade(builder: Builder, name: str, config: Any, inputs: Mapping[str, Node],
         embedding = EmbedConfig.model_validate(config.score[kind] or {})
         settings = {"scorer": kind, "embed": embedding.model_dump(mode="json")}
         return builder.node(
-            "iterate_grade", f"{name} · grade", settings, {**inputs, "grader": builder.encoder(embedding.encoder)}
+            "iterate_grade",
+            f"{name} · grade",
+            settings,
+            {**inputs, "grader": builder.encoder(embedding.encoder)},
+            execution=builder.asked("embed"),
         )
     node = trained if grader == "current" else builder.model(grader)
     chat = model if grader == "current" else grader

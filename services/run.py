@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cuvee.errors import CuveeError, UserError
-from services import results, sources
+from services import placing, results, sources
 from services.broker import Broker, Observer, Outcome
-from services.cluster import has_accelerator
+from services.capacity import Capacity
 from services.graph import Node, ordered
 from services.plan import ArmPlan, Builder, Plan, Surroundings
 from services.recipe import Recipe, load
@@ -62,10 +62,10 @@ class Result:
         return [o for o in self.outcomes if o.status in ("failed", "skipped") and o.node.key in wanted]
 
 
-def open_plan(request: Request, store: Store) -> Plan:
-    """The plan of a recipe file."""
+def open_plan(request: Request, store: Store, capacity: Capacity) -> Plan:
+    """The plan of a recipe file, for the machines that it will run on."""
     recipe = request.recipe or load(request.path, request.profiles, request.overrides)
-    return plan_in(Surroundings(store, has_accelerator()), recipe)
+    return plan_in(Surroundings(store, capacity.gpus > 0), recipe)
 
 
 def plan_in(where: Surroundings, recipe: Recipe) -> Plan:
@@ -114,17 +114,23 @@ def store_of(request: Request) -> Store:
 
 def run(request: Request, terminal: Terminal, log: Path) -> Result:
     """Run a recipe. Raises the first error of a single arm; with several arms a failed one is reported at the end."""
+    store = store_of(request)
+    with Runtime(store, address=request.address, log=log) as runtime:
+        return _run(request, terminal, store, runtime)
+
+
+def _run(request: Request, terminal: Terminal, store: Store, runtime: Runtime) -> Result:
     from services.tracking import RunTracker
 
     start = time.time()
-    store = store_of(request)
     recipe = request.recipe or load(request.path, request.profiles, request.overrides)
-    where = Surroundings(store, has_accelerator())
+    where = Surroundings(store, runtime.capacity.gpus > 0)
     plan = plan_in(where, recipe)
     if plan.missing:
         raise plan.missing[0]
     store.check_writable()
     check_judges(plan, store)
+    placing.check(plan, store, runtime.capacity)
     name = run_name(plan.recipe)
     targets = plan.targets
     written = [arm for arm in plan.arms if arm.arm.half != "validation"]
@@ -132,7 +138,6 @@ def run(request: Request, terminal: Terminal, log: Path) -> Result:
     store.save_run(name, manifest)
     keep_going = len(plan.arms) > 1 if request.keep_going is None else request.keep_going
     with ExitStack() as stack:
-        runtime = stack.enter_context(Runtime(store, address=request.address, log=log))
         tracker = stack.enter_context(RunTracker(store, plan, name))
         lines = StepLines(terminal, 0 if recipe.arms.halved else len(ordered(targets)))
         observers: list[Observer] = [lines, Lists(terminal), tracker]

@@ -10,13 +10,17 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from cuvee.files import Carrier
 from cuvee.protocols import Generate, Judge
 
 if TYPE_CHECKING:
+    from selection.assign import Workers
+    from services.capacity import Capacity
     from services.inference import Engine
     from services.reward import Reward
     from services.steps.base import Context
@@ -69,6 +73,23 @@ class Runtime:
             self._stack.enter_context(cluster.connect(self.address, log_file=self.log, pids=pids))
             self._connected = True
 
+    @property
+    def capacity(self) -> Capacity:
+        """The machines of the cluster, with those that its autoscaler could start; without an address, this one."""
+        from services import cluster
+        from services.capacity import Capacity
+
+        if self.address:
+            self.ray()
+        return Capacity.of_ray() if self._connected else cluster.local_capacity()
+
+    @cached_property
+    def carrier(self) -> Carrier:
+        """Brings artifacts to the machines of workers."""
+        from services.carrier import carrier
+
+        return carrier(self.store)
+
     def close(self) -> None:
         """Put everything away that was started here."""
         if self._connected:
@@ -100,7 +121,8 @@ class Runtime:
         name = f"{model}|{dict(chat)}|{settings}"
         if name not in self._engines:
             self.release_engines()
-            self._engines[name] = inference.engine(model, settings, chat=dict(chat))
+            find = partial(self.carrier.here, model)
+            self._engines[name] = inference.engine(model, settings, chat=dict(chat), find=find)
         return self._engines[name]
 
     def release_engines(self) -> None:
@@ -133,40 +155,70 @@ class Runtime:
 
     def reward_for(self, context: Context, name: str) -> Reward:
         """The reward model that the step has as input `name`, on a worker of its own."""
-        from services import cluster
+        from services.capacity import Need, resources
         from services.reward import reward
         from services.steps.model import model_folder
 
         self.ray()
-        need = cluster.resources("embed")
-        return reward(model_folder(context.inputs[name]), cpus=need.cpus, gpus=need.gpus, env=self.environment())
+        need = Need.model_validate(context.execution.get("judge", {}))
+        options = resources("judge", self.capacity, need=need).options()
+        options["runtime_env"] = need.environment(self.environment())
+        return reward(partial(self.carrier.here, model_folder(context.inputs[name])), options)
 
     # Resources
 
-    def embedding_resources(self) -> dict[str, Any]:
-        """CPUs and GPUs for embedding: all GPUs, one actor each, or one actor on the CPUs."""
-        import ray
-
-        from services import cluster
+    def embedding(self, context: Context) -> dict[str, Any]:
+        """What `selection.embedding.embed` may use: an actor a GPU that is there, or one a machine."""
+        from services.capacity import Need, resources
 
         self.ray()
-        have = ray.cluster_resources()
-        worker = cluster.resources("embed", have=have)
-        gpus = have.get("GPU", 0)
-        return {"cpus": worker.cpus, "gpus": gpus, "actors": max(1, int(gpus)), "env": self.environment()}
+        need = Need.model_validate(context.execution.get("embed", {}))
+        found = resources("embed", self.capacity, need=need)
+        return {
+            "options": found.options(),
+            "threads": found.threads,
+            "actors": self.capacity.members(found),
+            "runtime_env": need.environment(self.environment()),
+            "bring": self.carrier.here,
+        }
+
+    def assigning(self, context: Context) -> Workers | None:
+        """Ray tasks for the passes of k-means where there are several machines; else threads here are faster."""
+        from selection.assign import Workers
+        from services.capacity import Need, resources
+
+        if self.address is None or self.capacity.nodes < 2:
+            return None
+        need = Need.model_validate(context.execution.get("cluster", {}))
+        found = resources("cluster", self.capacity, need=need)
+        options = found.options() | {"runtime_env": need.environment(self.environment())}
+        return Workers(self.capacity.members(found), options, self.carrier.here)
+
+    def training(self, context: Context) -> tuple[dict[str, Any], dict[str, str]]:
+        """(`Execution` of a training, environment of its workers), from what the recipe says of it."""
+        from services.capacity import Need, resources
+
+        self.ray()
+        said = context.execution["execution"]
+        need = Need.of_training(said)
+        found = resources("train", self.capacity, workers=said.get("workers", 1), need=need)
+        where = {**said, "use_gpu": found.gpus > 0, "cpus_per_worker": found.cpus}
+        if not self.carrier.shared:
+            where.setdefault("storage", f"{self.store.url}/work/{context.key}")
+        return where, {**self.environment(), "OMP_NUM_THREADS": str(found.threads)}
+
+    def carried(self, context: Context) -> None:
+        """Forget what workers of a finished training have carried here."""
+        from services.carrier import forget
+
+        for folder in (context.out, context.work):
+            forget(self.store, folder)
 
     def environment(self) -> dict[str, str]:
         """Environment of workers: threads, telemetry, offline."""
         from services import cluster
 
         return cluster.quiet_environment()
-
-    def training_defaults(self) -> dict[str, Any]:
-        """Where a training runs if the recipe does not say: on one GPU, or on all CPUs but a little."""
-        import ray
-
-        self.ray()
-        return {"use_gpu": ray.cluster_resources().get("GPU", 0) > 0}
 
     def vectors_like(self, context: Context) -> list[Path]:
         """Vector folders of finished embeddings with the same settings, so that only new rows are embedded."""

@@ -91,6 +91,8 @@ class Execution(Config):
     storage: str | None = Field(None, description="folder or URI for checkpoints; default is the work folder")
     max_failures: int = Field(3, ge=0, description="restarts after the loss of a worker")
     memory_gb: float | None = Field(None, gt=0, description="memory of one worker; null: what the machine has")
+    labels: dict[str, str] = Field(default_factory=dict, description="labels that the workers' machines must have")
+    runtime_env: dict[str, Any] = Field(default_factory=dict, description="Ray's runtime environment of the workers")
 
     @model_validator(mode="after")
     def _offload(self) -> Execution:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from cuvee.errors import CuveeError, DataError, Unavailable, UserError
+from cuvee.files import Carrier, SharedDisk
 from training import corpus, deepspeed_config, memory
 from training import model as models
 from training.objective import Objective
@@ -41,6 +42,8 @@ Progress = Callable[[Mapping[str, Any]], None]
 
 _RUN = "run"
 _SPARE_CPU = 0.2
+_FETCH = 5.0
+"""Seconds between looks at the metrics, where they come from another machine."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def train(
     steps_total: int | None = None,
     marks: Mapping[str, int] | None = None,
     recipe: str = "",
+    carrier: Carrier | None = None,
 ) -> TrainResult:
     """Train `model` on the rows of `plan` in their order, and write the result to `out`.
 
@@ -88,7 +92,8 @@ def train(
     `init_state` is the `state/` folder of an earlier stage whose optimiser goes on. `steps_before` of `steps_total`
     place this stage in a schedule that spans several. `marks` names numbers of rows of the plan: the model is kept as
     it is when these have been trained on. `validation` maps names to token folders of held-out rows. `progress` is
-    called with each line of the metrics, in a thread of its own. `recipe` is text for the model card.
+    called with each line of the metrics, in a thread of its own. `recipe` is text for the model card. `carrier` brings
+    files to and from machines that do not see the folders of this one (default: all do).
 
     Raises UserError for settings, data or a machine that cannot work, Unavailable when Ray is not initialised or the
     workers failed more often than `execution.max_failures`.
@@ -115,7 +120,7 @@ def train(
         raise DataError("no such plan", path=str(plan))
     parts = corpus.parts_of([*tokens, *(validation or {}).values()])
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = cpus_per_worker(execution, nodes)
+    cpus = execution.cpus_per_worker or cpus_per_worker(execution, nodes)
     _require_memory(described, config, execution, precision, nodes, reference=objective.frozen_beside)
     with plan.open("rb") as file:
         plan_hash = hashlib.file_digest(file, "sha256").hexdigest()[:32]
@@ -150,12 +155,15 @@ def train(
         steps_before=steps_before,
         steps_total=steps_total,
         marks=dict(marks or {}),
+        carrier=carrier or SharedDisk(),
     )
     job.work.mkdir(parents=True, exist_ok=True)
     job.out.mkdir(parents=True, exist_ok=True)
     metrics = job.work / "metrics.jsonl"
-    with _following(metrics, progress), _own_interrupts(), _ray_train_settings():
+    with _following(metrics, progress, job.carrier), _own_interrupts(), _ray_train_settings():
         summary = _fit(job, cpus, env or {})
+    for made in (metrics, job.out, *(job.work / MARKED / name for name in job.marks)):
+        job.carrier.fetch(made)
     shutil.copyfile(metrics, job.out / "metrics.jsonl")
     for name in job.marks:
         # Copied and not moved: a training that is killed here finds them again.
@@ -165,25 +173,22 @@ def train(
 
 
 def cpus_per_worker(execution: Execution, nodes: Sequence[Mapping[str, float]]) -> float:
-    """CPUs for each worker: as asked, else as many as fit, a little left for those who wait and watch.
+    """CPUs for each worker if none are asked: as many as fit, a little left for those who wait and watch.
 
     Raises UserError when the cluster can never hold the workers, who would otherwise be waited for.
     """
     gpus = 1 if execution.use_gpu else 0
 
     def fit(cpus: float) -> int:
-        free = [n.get("CPU", 0.0) - (0 if execution.cpus_per_worker else _SPARE_CPU) for n in nodes]
-        counts = [math.floor(cpu / cpus + 1e-9) for cpu in free]
+        counts = [math.floor((n.get("CPU", 0.0) - _SPARE_CPU) / cpus + 1e-9) for n in nodes]
         if gpus:
             counts = [min(c, int(n.get("GPU", 0))) for c, n in zip(counts, nodes, strict=True)]
         return sum(max(0, count) for count in counts)
 
     most = max((n.get("CPU", 0.0) for n in nodes), default=0.0) - _SPARE_CPU
-    sizes = [execution.cpus_per_worker] if execution.cpus_per_worker else [
-        math.floor(10 * most / share) / 10 for share in range(1, execution.workers + 1)
-    ]  # fmt: skip
-    for cpus in sizes:
-        if cpus and cpus > 0 and fit(cpus) >= execution.workers:
+    for share in range(1, execution.workers + 1):
+        cpus = math.floor(10 * most / share) / 10
+        if cpus > 0 and fit(cpus) >= execution.workers:
             return cpus
     have = f"{sum(n.get('CPU', 0) for n in nodes):g} CPUs and {sum(n.get('GPU', 0) for n in nodes):g} GPUs"
     raise UserError(
@@ -228,6 +233,11 @@ def _fit(job: Any, cpus: float, env: Mapping[str, str]) -> dict[str, Any]:
     if not execution.use_gpu:
         # Busy-waiting threads starve whatever else runs on the machine.
         variables |= {"DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+    asked = {"CPU": cpus, **({"GPU": 1} if execution.use_gpu else {})}
+    if execution.memory_gb:
+        asked["memory"] = execution.memory_gb * 1e9
+    environment = dict(execution.runtime_env)
+    environment["env_vars"] = {**variables, **env, **environment.get("env_vars", {})}
     trainer: Any = TorchTrainer(
         cast("Any", run),
         train_loop_config={"job": job},
@@ -235,14 +245,15 @@ def _fit(job: Any, cpus: float, env: Mapping[str, str]) -> dict[str, Any]:
         scaling_config=ScalingConfig(
             num_workers=execution.workers,
             use_gpu=execution.use_gpu,
-            resources_per_worker={"CPU": cpus, **({"GPU": 1} if execution.use_gpu else {})},
+            resources_per_worker=asked,
+            label_selector=dict(execution.labels) or None,
         ),
         run_config=RunConfig(  # type: ignore[arg-type]  # typed as the first version of Ray Train
             name=_RUN,
             storage_path=execution.storage or str(job.work),
             failure_config=FailureConfig(max_failures=execution.max_failures, controller_failure_limit=3),
             checkpoint_config=CheckpointConfig(num_to_keep=job.config.keep),
-            worker_runtime_env={"env_vars": {**variables, **env}},
+            worker_runtime_env=environment,
         ),
     )
     try:
@@ -281,12 +292,13 @@ def _own_interrupts() -> Iterator[None]:
 def _ray_train_settings() -> Iterator[None]:
     """Ray Train reads some settings from the driver's environment only. What the user has set stays.
 
-    A busy machine takes longer than the default minute to start workers; and where there is one machine there is none
+    A busy machine takes longer than the default minute to start workers, and one that a cluster starts on demand has to
+    install its packages first; and where there is one machine there is none
     to be preempted, so that the watcher for it would only cost another process.
     """
     import ray
 
-    wanted = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300"}
+    wanted = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800"}
     if sum(node["Alive"] for node in ray.nodes()) == 1:
         wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     added = {name: value for name, value in wanted.items() if name not in os.environ}
@@ -299,7 +311,7 @@ def _ray_train_settings() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _following(metrics: Path, progress: Progress | None) -> Iterator[None]:
+def _following(metrics: Path, progress: Progress | None, carrier: Carrier) -> Iterator[None]:
     """Calls `progress` with the lines of `metrics` as they appear."""
     if progress is None:
         yield
@@ -310,6 +322,8 @@ def _following(metrics: Path, progress: Progress | None) -> Iterator[None]:
         seen = -1
         while True:
             last = done.is_set()
+            with contextlib.suppress(OSError):
+                carrier.fetch(metrics)
             for line in metrics.read_text().splitlines() if metrics.exists() else []:
                 with contextlib.suppress(json.JSONDecodeError):
                     record = json.loads(line)
@@ -318,7 +332,7 @@ def _following(metrics: Path, progress: Progress | None) -> Iterator[None]:
                         progress(record)
             if last:
                 return
-            done.wait(1)
+            done.wait(1 if carrier.shared else _FETCH)
 
     thread = threading.Thread(target=follow, name="training-progress", daemon=True)
     thread.start()

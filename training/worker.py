@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cuvee.errors import CuveeError, DataError, UserError
+from cuvee.files import Carrier, SharedDisk
 from training import checkpoint, corpus, deepspeed_config, export, memory, schedule
 from training.batches import Batches, ahead
 from training.engine import Engine
@@ -36,6 +37,8 @@ from training.objective import Objective, token_weights
 from training.settings import Execution, Precision, TrainConfig
 
 T = TypeVar("T")
+CARRY = 10.0
+"""Seconds between copies of the metrics to the command, where machines share no disk."""
 
 PATIENCE = 10
 """Steps without a single trained token after which a run is given up."""
@@ -46,7 +49,7 @@ MARKED = "marked"
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker is told. Folders are visible from every machine of the run."""
+    """All that a worker is told. Paths are those of the command's machine; see `here`."""
 
     model: Path
     plan: Path
@@ -68,6 +71,27 @@ class Job:
     marks: Mapping[str, int] = field(default_factory=dict)
     steps_before: int = 0
     steps_total: int | None = None
+    carrier: Carrier = field(default_factory=SharedDisk)
+
+    def here(self) -> Job:
+        """The job with the paths of this machine."""
+        carrier = self.carrier
+        if carrier.shared:
+            return self
+        base = Path(tempfile.gettempdir()) / "cuvee-train" / self.work.name
+        for name in ("out", "work"):
+            (base / name).mkdir(parents=True, exist_ok=True)
+        return replace(
+            self,
+            model=carrier.here(self.model),
+            plan=carrier.here(self.plan),
+            tokens=tuple(carrier.here(folder) for folder in self.tokens),
+            reference=tuple(carrier.here(folder) for folder in self.reference),
+            init_state=carrier.here(self.init_state) if self.init_state else None,
+            validation={name: carrier.here(folder) for name, folder in self.validation.items()},
+            out=base / "out",
+            work=base / "work",
+        )
 
 
 def run(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +133,9 @@ class _Run:
         import torch.distributed as dist
         from ray import train
 
-        self.job, self.config, self.execution = job, job.config, job.execution
+        self.told, self.carried = job, 0.0
+        self.job = job = agree(job.here)
+        self.config, self.execution = job.config, job.execution
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.local_rank = train.get_context().get_local_rank()
         if job.execution.use_gpu:
@@ -144,7 +170,8 @@ class _Run:
         self.total = job.steps_total or job.steps_before + self.batches.steps
         if resume and not checkpoint.is_native(resume, deepspeed_config.layout(self.execution, job.precision)):
             portable = job.work / "portable"
-            agree(partial(checkpoint.to_portable, resume, portable) if self.rank == 0 else lambda: None)
+            maker = self.rank == 0 if job.carrier.shared else self.local_rank == 0
+            agree(partial(checkpoint.to_portable, resume, portable) if maker else lambda: None)
             resume = portable
         self.engine = agree(
             lambda: Engine(
@@ -161,6 +188,9 @@ class _Run:
         )
         if self.rank == 0:
             shutil.rmtree(job.work / "portable", ignore_errors=True)
+            if resume and not job.carrier.shared:
+                # The attempt before this one may have run on another machine.
+                job.carrier.fetch(self.told.work / "metrics.jsonl", self.metrics)
             _keep_lines(self.metrics, self.start)
 
     def see(self) -> None:
@@ -249,6 +279,8 @@ class _Run:
             # Before the checkpoint, so that a run that goes on after this step need not come back for them.
             for name in (name for name, at in self.marks.items() if at == step + 1):
                 self.export(job.work / MARKED / name, step + 1)
+                if self.rank == 0:
+                    job.carrier.send(job.work / MARKED / name, self.told.work / MARKED / name)
             due = config.checkpoint_minutes is not None and sums.clock - saved > 60 * config.checkpoint_minutes
             if not last and (due or (config.checkpoint_every and (step + 1) % config.checkpoint_every == 0)):
                 self.save(step + 1)
@@ -260,6 +292,12 @@ class _Run:
         if self.rank == 0:
             with self.metrics.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+            if time.monotonic() - self.carried > CARRY:
+                self.carry_metrics()
+
+    def carry_metrics(self) -> None:
+        self.job.carrier.send(self.metrics, self.told.work / "metrics.jsonl")
+        self.carried = time.monotonic()
 
     def validate(self) -> dict[str, dict[str, float]]:
         """Mean loss per weighted token on held-out rows: by table, then by source and over `all`."""
@@ -295,6 +333,10 @@ class _Run:
                 shutil.rmtree(folder, ignore_errors=True)
         if self.rank:
             return {}
+        self.carry_metrics()
+        job.carrier.send(job.out, self.told.out)
+        if not job.carrier.shared:
+            shutil.rmtree(job.out)
         lines = [json.loads(line) for line in self.metrics.read_text().splitlines()]
         return {
             "steps": batches.steps,

@@ -34,7 +34,11 @@ def dashboard_option(function: F) -> F:
 @click.option("--store", default=None, help="s3://bucket/prefix, or an absolute path that the cluster sees.")
 @json_option
 @click.option("--follow/--no-follow", default=True, help="Show the log until the job has ended.")
-@click.option("--check/--no-check", default=True, help="Reach store and tracking server from here first.")
+@click.option(
+    "--check/--no-check",
+    default=True,
+    help="Look from inside first: data, models, store, tracking server, versions.",
+)
 @click.option("--max-mb", default=50.0, show_default=True, help="Refuse to send more than this.")
 def submit(
     recipe: str,
@@ -52,7 +56,7 @@ def submit(
     Example: cuvee submit recipes/quickstart.yaml --address http://127.0.0.1:8265 --store s3://bucket/cuvee
     """
     from services.arms import expand
-    from services.jobs import Cluster, Order, check_store, check_tracking, entrypoint
+    from services.jobs import Cluster, Order, check_store, entrypoint
     from services.parcel import pack
     from services.recipe import load
 
@@ -63,9 +67,7 @@ def submit(
         raise UserError("the job has no store", remedy="give --store s3://… or an absolute path that the cluster sees")
     tracking = document.tracking or os.environ.get("MLFLOW_TRACKING_URI", "")
     cluster = Cluster(address, same_version=True)
-    check_store(place, ask=check)
-    if check:
-        check_tracking(tracking)
+    check_store(place)
     with tempfile.TemporaryDirectory(prefix="cuvee-job-") as folder:
         parcel = pack(Path(recipe), profiles, arms, Path(folder), max_mb=max_mb)
         click.echo(f"sends {len(parcel.files)} files, {parcel.size / 1e6:.2f} MB, and Cuvee itself", err=True)
@@ -80,9 +82,29 @@ def submit(
             packages=parcel.packages,
             variables={} if document.tracking or not tracking else {"MLFLOW_TRACKING_URI": tracking},
         )
+        if check and not cluster.live(order):
+            look(cluster, order, parcel, overrides)
         name, new = cluster.submit(order)
     click.echo(f"{name} {'started' if new else 'is running already'} at {cluster.address}", err=True)
     finish(cluster, name, as_json=as_json, follow=follow)
+
+
+def look(cluster: Any, order: Any, parcel: Any, overrides: tuple[str, ...]) -> None:
+    """UserError with all that stands against the job, as seen from the cluster."""
+    from services.probe import versions
+
+    asked = {
+        "recipe": parcel.recipe,
+        "profiles": list(parcel.profiles),
+        "overrides": list(overrides),
+        "start": parcel.start,
+        "store": order.store,
+        "versions": versions(),
+    }
+    found = cluster.probe(order, asked)
+    if found:
+        listed = "".join(f"\n  {text}" for text in found)
+        raise UserError(f"the cluster cannot run this:{listed}", remedy="--no-check submits all the same")
 
 
 @click.command()

@@ -39,25 +39,37 @@ def init(path: str, schema: bool) -> None:
 @click.command()
 @recipe_options
 @store_option
+@address_option
 @json_option
-def plan(recipe: str, profiles: tuple[str, ...], overrides: tuple[str, ...], store: str, as_json: bool) -> None:
-    """Show the steps of RECIPE, which are done, and what the rest will cost. Loads no model.
+def plan(
+    recipe: str,
+    profiles: tuple[str, ...],
+    overrides: tuple[str, ...],
+    store: str,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Show the steps of RECIPE, which are done, what the rest will cost, and where it runs or waits. Loads no model.
 
     Exit code 2 when it is known already that a run will refuse something.
 
     Example: cuvee plan recipes/quickstart.yaml --set train.lr=1e-5
     """
     from services.figures import figures
+    from services.placing import placements
     from services.plan_text import show
     from services.run import Request, check_judges, open_plan, read_pools, store_of
+    from services.runtime import Runtime
 
-    request = Request(Path(recipe), profiles, overrides, store)
+    request = Request(Path(recipe), profiles, overrides, store, address)
     where = store_of(request)
-    opened = open_plan(request, where)
+    with Runtime(where, address=address, log=where.scratch / "logs" / "plan.log") as runtime:
+        capacity = runtime.capacity
+    opened = open_plan(request, where, capacity)
     if not opened.missing:
         read_pools(opened, where)
         check_judges(opened, where)
-    found = figures(opened, where)
+    found = figures(opened, where) | {"machines": str(capacity), "placements": placements(opened, where, capacity)}
     if as_json:
         print_json(found)
     else:

@@ -29,7 +29,7 @@ def plan_of(work: Any, recipe: str, profiles: tuple[str, ...], overrides: tuple[
     """The plan of a recipe file over the session's store."""
     from services.run import Request, open_plan
 
-    return open_plan(Request(Path(recipe), profiles, overrides), work.store)
+    return open_plan(Request(Path(recipe), profiles, overrides), work.store, work.runtime.capacity)
 
 
 @click.command()

@@ -71,7 +71,7 @@ def _relevance(context: Context, asked: Asked, encoder: str) -> dict[str, float 
             model_folder(context.inputs[encoder]),
             config,
             out=folder,
-            resources=context.runtime.embedding_resources(),
+            resources=context.runtime.embedding(context),
             progress=context.progress,
         )
         sides.append(Vectors.open(folder))

@@ -27,7 +27,7 @@ def embed(context: Context) -> dict[str, Any]:
         out=context.out / "vectors",
         work=context.work,
         reuse=context.runtime.vectors_like(context),
-        resources=context.runtime.embedding_resources(),
+        resources=context.runtime.embedding(context),
         progress=context.progress,
     )
     vectors = Vectors.open(context.out / "vectors")
@@ -69,7 +69,10 @@ def cluster(context: Context) -> dict[str, Any]:
     def report(update: int, inertia: float) -> None:
         context.progress(update, config.iterations)
 
-    result = lloyd(vectors, int(k), rng=stream(context.draw_seed(), "cluster"), config=config, progress=report)
+    workers = context.runtime.assigning(context) if vectors.folder is not None else None
+    result = lloyd(
+        vectors, int(k), rng=stream(context.draw_seed(), "cluster"), config=config, workers=workers, progress=report
+    )
     pq.write_table(
         pa.table({"id": vectors.ids, "cluster": result.assignment, "distance": result.distance}),
         context.out / "clusters.parquet",

@@ -49,7 +49,7 @@ def train(context: Context) -> dict[str, Any]:
     lengths = {name: steps_of(count_rows(folder / f"{name}.parquet"), config) for name, folder in span}
     before = list(lengths)[: list(lengths).index(stage)] if lengths else []
     total = steps_of(count_rows(plan), config)
-    context.runtime.ray()
+    where, env = context.runtime.training(context)
     result = fit(
         model=model_folder(inputs["init"]),
         plan=plan,
@@ -57,7 +57,7 @@ def train(context: Context) -> dict[str, Any]:
         reference=[folder / "reference" for folder in parts(context, "reference.")],
         objective=Objective.parse(settings["objective"]),
         config=config,
-        execution=Execution.model_validate({**context.runtime.training_defaults(), **execution["execution"]}),
+        execution=Execution.model_validate(where),
         seed=context.draw_seed(),
         out=context.out,
         work=context.work,
@@ -69,13 +69,15 @@ def train(context: Context) -> dict[str, Any]:
             for name, folder in sorted(inputs.items())
             if name.startswith("held.")
         },
-        env=context.runtime.environment(),
+        env=env,
         progress=lambda line: context.progress(int(line["step"]), total),
         steps_before=sum(lengths[name] for name in before),
         steps_total=sum(lengths.values()) if lengths else None,
         marks={str(number): rows_until(plan, number) for number in settings.get("epochs", [])},
         recipe=execution["recipe"],
+        carrier=context.runtime.carrier,
     )
+    context.runtime.carried(context)
     return dict(result.summary)
 
 

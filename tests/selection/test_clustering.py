@@ -111,9 +111,9 @@ def test_ray_workers_give_the_same_bits(tmp_path: Path, ray_session: None) -> No
     vectors = Vectors.open(tmp_path / "v")
     config = ClusterConfig(iterations=3, tolerance=0)
     here = cluster(vectors, 16, rng=rng(), config=config)
-    assert same(here, cluster(vectors, 16, rng=rng(), config=config, workers=2))
+    assert same(here, cluster(vectors, 16, rng=rng(), config=config, workers=assign.Workers(2)))
     with pytest.raises(UserError, match="in a folder"):
-        cluster(vectors_of(array), 4, rng=rng(), workers=2)
+        cluster(vectors_of(array), 4, rng=rng(), workers=assign.Workers(2))
 
 
 def test_torch_path_agrees() -> None:

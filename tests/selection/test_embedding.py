@@ -102,7 +102,7 @@ def test_embeds_sorts_resumes_and_reuses(
     monkeypatch.setattr(embedding, "SHARD", 16)
     config, table = EmbedConfig(encoder="x", text="instruction"), table_of(40)
     calls: list[tuple[int, int]] = []
-    resources = {"cpus": 2, "env": {"OMP_WAIT_POLICY": "PASSIVE"}}
+    resources = {"threads": 2, "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}}
 
     def run(name: str, rows_of: pa.Table, **more: Any) -> Vectors:
         calls.clear()

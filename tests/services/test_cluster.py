@@ -13,40 +13,10 @@ from typing import Any
 
 import pytest
 
-from cuvee.errors import Unavailable, UserError
-from services.cluster import THREAD_ENV, object_store_bytes, quiet_environment, resources
+from services.cluster import THREAD_ENV, object_store_bytes, quiet_environment
 from services.processes import Process, wait_gone
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.parametrize("cpus", [1, 2, 4, 64])
-def test_one_of_each_kind_fits_at_once(cpus: int) -> None:
-    """A trial, its engine, and a Ray Data stage of two actors: the pipeline that waits for ever with one CPU each."""
-    have = {"CPU": float(cpus), "memory": 8e9}
-    kinds = ("driver", "engine", "data", "embed")
-    assert sum(resources(kind, have=have).cpus for kind in kinds) <= cpus  # type: ignore[arg-type]
-    for workers in (1, 2, 8):
-        train = resources("train", workers=workers, have=have)
-        assert train.cpus * workers + resources("driver", have=have).cpus <= cpus
-    assert resources("train", have=have).threads == cpus
-    assert resources("train", workers=2, have=have).threads == max(1, cpus // 2)
-
-
-def test_gpus_go_to_those_who_compute() -> None:
-    have = {"CPU": 64.0, "GPU": 8.0, "memory": 1e12}
-    labels = {"accelerator-type": "H100"}
-    engine = resources("engine", gpus=4, labels=labels, have=have)
-    assert engine.options() == {"num_cpus": 1.0, "num_gpus": 4.0, "label_selector": labels}
-    assert resources("data", have=have).gpus == 0
-    assert resources("train", workers=8, have=have).gpus == 1
-    with pytest.raises(UserError, match="more than the cluster's 8"):
-        resources("train", workers=9, have=have)
-    with pytest.raises(UserError, match="GiB"):
-        resources("train", memory=2 * 10**12, have=have)
-    assert resources("train", memory=10**9, have=have).options()["memory"] == 10**9
-    with pytest.raises(Unavailable, match="no CPUs"):
-        resources("data", have={})
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:

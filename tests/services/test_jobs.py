@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import platform
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -14,8 +15,8 @@ from typing import Any
 import pytest
 
 from cuvee.errors import Unavailable, UserError
-from services import jobs
-from services.jobs import Cluster, Order, check_store, check_tracking, entrypoint, exit_code, record
+from services import jobs, probe
+from services.jobs import Cluster, Order, check_store, entrypoint, exit_code, record
 from services.parcel import Parcel
 
 ORDER = Order("0123456789abcdef", "quick", "s3://bucket/a", "cuvee run", Path("."), [])
@@ -197,19 +198,39 @@ def test_the_address_that_is_given_is_the_one_that_is_asked(monkeypatch: pytest.
         assert Cluster(address, same_version=True).client.get_address() == address
 
 
-def test_stores_and_trackers_that_a_cluster_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_store_is_nobodys() -> None:
     with pytest.raises(UserError, match="is a place of this machine"):
         check_store("cuvee-store")
     check_store("/shared/store")
+    check_store("s3://bucket/x")
+
+
+def test_what_a_node_cannot_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with answering(200, "OK") as address:
-        check_tracking(address)
+        assert probe.tracking_fault(address) == ""
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-    check_tracking("sqlite:////shared/mlflow.db")
-    with pytest.raises(UserError, match=r"does not answer.*--no-check"):
-        check_tracking(address)
-    with pytest.raises(UserError, match=r"cannot be reached.*--no-check"):
-        check_store("s3://bucket/x")
-    check_store("s3://bucket/x", ask=False)
+    assert "refused" in probe.tracking_fault(address)
+    assert probe.tracking_fault("sqlite:////shared/mlflow.db") == ""
+    assert "endpoint" in probe.store_fault("s3://bucket/x")
+    (tmp_path / "file").write_text("")
+    assert "file" in probe.store_fault(str(tmp_path / "file" / "store"))
+    assert probe.store_fault(str(tmp_path / "store")) == ""
+
+
+def test_versions_are_compared_where_both_sides_have_them() -> None:
+    ours = {"python": "3.11", "ray": "2.60.0", "vllm": "0.32.0"}
+    assert probe.compare(ours, {"python": "3.11", "ray": "2.60.0", "deepspeed": "0.19.8"}) == []
+    assert probe.compare(ours, {"python": "3.12", "ray": "2.60.0", "vllm": "0.31.0"}) == [
+        "python 3.12 there and 3.11 here",
+        "vllm 0.31.0 there and 0.32.0 here",
+    ]
+    assert probe.versions()["python"] == ".".join(platform.python_version_tuple()[:2])
+    assert "+" not in probe.versions()["torch"]
+
+
+def test_the_findings_are_the_last_line_of_a_probe() -> None:
+    assert probe.findings("noise\n" + probe.MARK + '["no store"]\nmore') == ["no store"]
+    assert probe.findings("Traceback") is None

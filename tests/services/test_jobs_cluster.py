@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 
-from services.processes import kill, tree, wait_gone
 from services.store import Store
+from tests.heads import ROOT, Head, free_port, running
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
-BIN = Path(sys.executable).parent
 RECIPE = """
 version: 1
 data:
@@ -30,69 +22,10 @@ evaluate: {at: []}
 """
 
 
-@dataclass(frozen=True)
-class Head:
-    address: str
-    environment: dict[str, str]
-
-    def cuvee(self, *arguments: str, where: Path, **change: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "services.cli", *arguments, "--address", self.address],
-            cwd=where,
-            env={**self.environment, **change},
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    # Ray's sockets have long names, and a path of a socket at most 107 characters.
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        token = Path(folder) / "token"
-        token.write_text("a" * 32)
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-        }
-        dashboard = free_port()
-        command = [str(BIN / "ray"), "start", "--head", "--block", "--temp-dir", folder, "--num-cpus", "2"]
-        command += ["--port", str(free_port()), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)]
-        command += ["--ray-client-server-port", str(free_port()), "--dashboard-agent-listen-port", str(free_port())]
-        command += ["--object-store-memory", "200000000", "--min-worker-port", "0", "--max-worker-port", "0"]
-        with (Path(folder) / "head.log").open("w") as log:
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        address = f"http://127.0.0.1:{dashboard}"
-        try:
-            wait_for(f"{address}/api/version", process)
-            yield Head(address, environment)
-        finally:
-            started = tree(process.pid)
-            process.send_signal(signal.SIGTERM)
-            kill(wait_gone(started, timeout=20))
-            process.wait()
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            httpx.get(url, timeout=5)
-        except httpx.TransportError:
-            time.sleep(1)
-        else:
-            return
-    raise AssertionError("the head did not come up")
+    with running() as found:
+        yield found
 
 
 def test_a_recipe_runs_there_and_a_second_submission_continues(head: Head, tmp_path: Path) -> None:
@@ -124,10 +57,48 @@ def test_a_recipe_runs_there_and_a_second_submission_continues(head: Head, tmp_p
 
 def test_the_status_of_the_command_comes_back(head: Head, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(RECIPE.replace("pool.jsonl", "/nowhere/pool.jsonl"))
-    found = head.cuvee("submit", "bad.yaml", "--store", str(tmp_path / "store"), where=tmp_path)
+    found = head.cuvee("submit", "bad.yaml", "--store", str(tmp_path / "store"), "--no-check", where=tmp_path)
     assert found.returncode == 2
     assert "needs /nowhere/pool.jsonl on the cluster" in found.stderr
     assert "no such file" in found.stdout
+
+
+def test_the_cluster_is_looked_at_from_inside_first(head: Head, tmp_path: Path) -> None:
+    """All that is wrong is said at once, and nothing was started."""
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    (tmp_path / "pool.jsonl").write_text(json.dumps(row) + "\n")
+    recipe = RECIPE + "models: {m: {id: /nowhere/model}}\nstages: {sft: {mix: {pool: all}}}\ntrain: {model: m}\n"
+    recipe += f"tracking: http://127.0.0.1:{free_port()}\nexecution: {{resources: {{train: {{gpus: 1}}}}}}\n"
+    (tmp_path / "bad.yaml").write_text(recipe)
+    before = head.cuvee("jobs", where=tmp_path).stdout
+    found = head.cuvee("submit", "bad.yaml", "--store", "/proc/store", where=tmp_path)
+    assert found.returncode == 2, found.stdout + found.stderr
+    assert "cannot use the store /proc/store" in found.stderr
+    assert "the tracking server does not answer" in found.stderr
+    found = head.cuvee("submit", "bad.yaml", "--store", str(tmp_path / "store"), where=tmp_path)
+    assert found.returncode == 2, found.stdout + found.stderr
+    for text in ("/nowhere/model", "1 GPU fit no machine of this cluster", "tracking server"):
+        assert text in found.stderr
+    assert head.cuvee("jobs", where=tmp_path).stdout == before
+
+
+def test_a_cluster_with_other_versions_is_refused(head: Head, tmp_path: Path) -> None:
+    """Here in place of there: what this side has is told to be older than it is."""
+    script = """
+import sys
+from pathlib import Path
+from services import probe
+from services.jobs import Cluster, Order
+order = Order("fedcba9876543210", "other", sys.argv[2], "true", Path(sys.argv[3]), [])
+Path(sys.argv[3], "r.yaml").write_text("version: 1\\nevaluate: {at: []}\\n")
+ours = {**probe.versions(), "ray": "2.59.0", "python": "3.9"}
+asked = {"recipe": "r.yaml", "profiles": [], "overrides": [], "store": sys.argv[2], "versions": ours}
+print("\\n".join(Cluster(sys.argv[1]).probe(order, asked)))
+"""
+    (tmp_path / "work").mkdir()
+    found = head.script(script, head.address, str(tmp_path / "store"), str(tmp_path / "work"))
+    assert "has other versions: python 3." in found
+    assert "there and 2.59.0 here" in found
 
 
 def test_without_the_token_nothing_is_said(head: Head, tmp_path: Path) -> None:
@@ -153,7 +124,10 @@ assert cluster.submit(order) == ("cuvee-0123456789ab-2", True)
     folder.mkdir()
     (folder / "note.txt").write_text("a job has a folder")
     made = subprocess.run(
-        [sys.executable, "-c", script, head.address, str(folder)], env=head.environment, timeout=300, check=False
+        [sys.executable, "-c", script, head.address, str(folder)],
+        env={**head.environment, "PYTHONPATH": str(ROOT)},
+        timeout=300,
+        check=False,
     )
     assert made.returncode == 0
     stopped = head.cuvee("stop", "cuvee-0123456789ab", where=tmp_path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from services.arms import expand
 from services.parcel import PACKAGES, Parcel, chain, pack
 from services.recipe import Recipe, load
 
+ROOT = Path(__file__).parents[2]
 ROW = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 RECIPE = """
 version: 1
@@ -115,6 +118,24 @@ def test_our_packages_work_from_where_they_are_sent(here: Path, tmp_path: Path) 
     )  # fmt: skip
     assert made.stdout.splitlines()[0] == str(folder / "services" / "cli.py")
     assert (tmp_path / "new.yaml").read_text().startswith("#")
+
+
+def test_the_folders_hold_what_the_wheel_holds(here: Path, tmp_path: Path) -> None:
+    """And the wheel lacks none of the files that are read at run time."""
+    found = packed(here / "recipes" / "r.yaml", here, tmp_path / "out")
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, source)
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*command, str(source)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("cuvee-*.whl")
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    base = found.packages[0].parent
+    sent = {path.relative_to(base).as_posix() for path in base.rglob("*") if path.is_file()}
+    assert sent == inside
 
 
 def test_a_profile_brings_what_it_extends(here: Path) -> None:

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,28 +15,9 @@ from cuvee.errors import UserError
 from services import lease as leases
 from services.objects import ABSENT, Conflict, open_objects
 from services.store import Store, step_key
+from tests.buckets import s3
 
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    before = dict(os.environ)
-    os.environ.update(
-        AWS_ENDPOINT_URL=f"http://{host}:{port}",
-        AWS_ACCESS_KEY_ID="test",
-        AWS_SECRET_ACCESS_KEY="test",
-        AWS_DEFAULT_REGION="us-east-1",
-    )
-    boto3.client("s3").create_bucket(Bucket="cellar")
-    yield "s3://cellar"
-    server.stop()
-    os.environ.clear()
-    os.environ.update(before)
+__all__ = ["s3"]
 
 
 @pytest.fixture(params=["folder", "s3"])

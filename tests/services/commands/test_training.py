@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from services.cluster import local_capacity
 from services.run import Request, manifest_of, open_plan
 from services.store import Store
 from tests.services.commands.calls import call, read_jsonl, write_jsonl
@@ -113,7 +114,7 @@ def test_settings_for_other_trainers(recipe: Path, tmp_path: Path, capfd: pytest
 def test_a_stored_run_is_exported_by_its_name(recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     store = Store(str(tmp_path / "store"))
     request = Request(recipe, store=store.url)
-    plan = open_plan(request, store)
+    plan = open_plan(request, store, local_capacity())
     store.save_run("recipe-abc", manifest_of(plan, "recipe-abc", request, time.time()))
     recipe.unlink()
     common = ["--store", store.url, "--out", tmp_path / "out"]
