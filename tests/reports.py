@@ -239,8 +239,26 @@ def single(folder: Path) -> Store:
         ],
         "changes": [change("quiz", -0.1, 0.5, 0.3), change("loss.shop", -0.6, -0.4, 0.001, metric="loss")],
         "retention": [{"arm": "main", "point": "sft", "drop": 0.08, "low": 0.02, "high": 0.14}],
+        "noise": [spread("quiz"), spread("loss.shop")],
     }
     return maker.save([main], results)
+
+
+def spread(task: str) -> dict[str, Any]:
+    """Noise as a stored run has it: keys of `detectable` are text, as JSON has no other."""
+    from evaluation.statistics import noise
+
+    found = noise({"sample": [0.7, 0.6, 0.66], "order": [0.7, 0.71, 0.69]}, still=["judge"])
+    parts = [part.__dict__ for part in found.parts]
+    detectable = {str(n): value for n, value in found.detectable.items()}
+    return {
+        "variant": "main",
+        "task": task,
+        "metric": "acc",
+        **found.__dict__,
+        "parts": parts,
+        "detectable": detectable,
+    }
 
 
 def several(folder: Path) -> Store:

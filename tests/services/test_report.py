@@ -36,6 +36,16 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Store:
 # What it says
 
 
+def test_noise_of_seeds_is_told_by_stream(tmp_path: Path) -> None:
+    store = reports.single(tmp_path)
+    page = write(store, RUN, tmp_path / "r.html").read_text("utf-8")
+    assert 'sample <span class="num">0.050</span> <span class="range">96.2%, 3</span>' in page
+    assert 'judge <span class="range">not drawn from</span>' in page
+    text = write(store, RUN, tmp_path / "r.md").read_text("utf-8")
+    assert "| main | quiz | 0.672 | sample 0.050; order 0.010; judge not drawn from | 0.051 |" in text
+    assert "Noise of seeds, as standard deviation: quiz 0.051 (mostly sample); loss.shop 0.051" in page
+
+
 def test_epochs_of_a_stage_are_a_curve() -> None:
     def at(point: str, mean: float | None, arm: str = "main", task: str = "quiz") -> dict[str, Any]:
         return {"arm": arm, "point": point, "task": task, "metric": "loss", "mean": mean, "low": 0.0, "high": 4.0}
