@@ -408,6 +408,15 @@ def test_a_bad_file_says_where(tmp_path: Path, line: str, words: str) -> None:
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_containment_against_hand_labelled_answers() -> None:
+    """Answers in other words are missed; what holds the gold and denies it is taken: both are what containment costs."""
+    cases, labels = labelled(Path(__file__).parent / "data/text_pairs.jsonl")
+    found, _ = calibrate(build(JudgeConfig.parse({"text": "contains"})), cases, labels)
+    assert (found.rows, found.decided) == (60, 60)
+    assert found.accuracy >= 0.76
+    assert found.false_accepts <= 2
+
+
 def test_calibration_from_a_file_is_stored(tmp_path: Path) -> None:
     path = tmp_path / "labelled.jsonl"
     lines = [("5", "5", "equivalent"), ("5", "6", "different"), ("5", "5", "wrong"), ("5", "6", False)]
