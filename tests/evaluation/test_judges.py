@@ -409,7 +409,7 @@ def test_a_bad_file_says_where(tmp_path: Path, line: str, words: str) -> None:
 
 
 def test_containment_against_hand_labelled_answers() -> None:
-    """Answers in other words are missed; what holds the gold and denies it is taken: both are what containment costs."""
+    """Answers in other words are missed, and what holds the gold and denies it is taken: that is what it costs."""
     cases, labels = labelled(Path(__file__).parent / "data/text_pairs.jsonl")
     found, _ = calibrate(build(JudgeConfig.parse({"text": "contains"})), cases, labels)
     assert (found.rows, found.decided) == (60, 60)
