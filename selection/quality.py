@@ -101,8 +101,10 @@ class Spec(Config):
             return {"scorer": value}
         if isinstance(value, Mapping) and "scorer" not in value and len(value) == 1:
             ((scorer, settings),) = value.items()
-            named = {"column": settings} if isinstance(settings, str) and scorer == "column" else settings
-            return {"scorer": scorer, **(named or {})}
+            named = {"column": settings} if isinstance(settings, str) and scorer == "column" else settings or {}
+            if not isinstance(named, Mapping):
+                raise ValueError(f"the settings of {scorer} are a map, not {named!r}")
+            return {"scorer": scorer, **named}
         return value
 
     @field_validator("scorer")
@@ -133,6 +135,13 @@ class ScoreConfig(Config):
             return {"scorers": {value: value}} if isinstance(value, str) else value
         if set(value) == {"scorers"}:
             return value
+        # `deita: {model: m}` is the scorer deita under its own name.
+        value = {
+            name: {"scorer": name, **spec}
+            if name in SCORERS and isinstance(spec, Mapping) and "scorer" not in spec and not set(spec) & set(SCORERS)
+            else spec
+            for name, spec in value.items()
+        }
         flipped = {
             name: isinstance(scorer, str) and name in SCORERS and scorer not in SCORERS
             for name, scorer in value.items()

@@ -175,6 +175,9 @@ def test_how_scores_are_written() -> None:
     assert config.model_name() == "m"
     assert ScoreConfig.model_validate(config.model_dump(mode="json")) == config
     assert ScoreConfig.parse({"deita": "q"}) == ScoreConfig.parse({"q": "deita"})
+    assert ScoreConfig.parse({"deita": {"model": "m"}}) == ScoreConfig.parse({"deita": {"deita": {"model": "m"}}})
+    with pytest.raises(ValidationError, match="a map, not 'm'"):
+        ScoreConfig.parse({"q": {"judge": "m"}})
     assert ScoreConfig.parse("length").columns() == ("length",)
     assert ScoreConfig.parse({"length": "length"}).columns() == ("length",)
     assert ScoreConfig.parse("length").model_name("base") is None
