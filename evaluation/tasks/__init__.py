@@ -54,6 +54,10 @@ def summarise(items: pa.Table) -> dict[str, dict[str, Any]]:
     summary = _items.summarise(items)
     for task, figures in summary.items():
         if figures["metric"] == "win_rate":
+            if figures["low"] == figures["high"]:  # all alike: a bootstrap has no spread to go by
+                unknown = {"low": None, "high": None, "se": None, "method": "none: all scores alike"}
+                figures["metrics"]["win_rate"] |= unknown
+                figures |= unknown
             found = equal_length(items.filter(pc.field("task") == task), stream(0, "summary", task, EQUAL_LENGTH))
             names = ("mean", "low", "high", "n", "level", "method")
             told = {name: None if (value := getattr(found, name)) != value else value for name in names}

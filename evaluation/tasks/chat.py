@@ -156,6 +156,7 @@ class ChatTask:
                     "prompt": shown(messages),
                     "prediction": completion.text,
                     "reference": _reference(of[key], turn),
+                    "verdict": "unsure" if rated and not rated.sure else None,
                     "reason": rated.reason if rated else "",
                     "logprob": completion.logprob,
                     "tokens": completion.tokens,
@@ -182,5 +183,7 @@ register(
         ),
     )
 )
-register(ChatTask("alpaca_eval", Source(hub="tatsu-lab/alpaca_eval", split="eval", rows=805), metric="win_rate"))
+register(
+    ChatTask("alpaca_eval", Source(hub="tatsu-lab/alpaca_eval", split="eval", rows=805), metric="win_rate", version="2")
+)
 register(ChatTask("chat", Source(rows=20), builtin=True))

@@ -55,6 +55,8 @@ class Rated:
 
     score: float | None
     reason: str
+    sure: bool = True
+    """False where the judge, asked in both orders, chose the place and not the answer."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,10 @@ def _mean(rated: Sequence[Rated]) -> Rated:
     if len(rated) == 1 or not scores:
         return rated[0]
     undecided = f", {len(rated) - len(scores)} undecided" if len(scores) < len(rated) else ""
-    return Rated(sum(scores) / len(scores), f"mean of {', '.join(f'{score:g}' for score in scores)}{undecided}")
+    sure = any(one.sure for one in rated)
+    return Rated(
+        sum(scores) / len(scores), f"mean of {', '.join(f'{score:g}' for score in scores)}{undecided}", sure=sure
+    )
 
 
 def grade(
@@ -146,5 +151,5 @@ def _prefer(
         elif scores[0] == scores[1]:
             out[key] = Rated(scores[0], f"{said['ab']} and exchanged {said['ba']}")
         else:
-            out[key] = Rated(0.5, f"the orders disagree: {said['ab']} and exchanged {said['ba']}")
+            out[key] = Rated(0.5, f"the orders disagree: {said['ab']} and exchanged {said['ba']}", sure=False)
     return out

@@ -43,7 +43,7 @@ def compare_answers(
     return table(
         {
             "task": task,
-            "version": f"1 judge={judge.name}@rating-{rating.VERSION}{times}",
+            "version": f"2 judge={judge.name}@rating-{rating.VERSION}{times}",
             "item": key,
             "group": right[key]["group"],
             "metric": "win_rate",
@@ -51,6 +51,7 @@ def compare_answers(
             "prompt": right[key]["prompt"],
             "prediction": right[key]["prediction"],
             "reference": left[key]["prediction"],
+            "verdict": None if decided[key].sure else "unsure",
             "reason": decided[key].reason,
             "error": decided[key].reason if decided[key].score is None else "",
         }
@@ -73,6 +74,8 @@ def equal_length(items: pa.Table, rng: np.random.Generator, *, level: float = 0.
     if n < 2:
         return Interval(_at_equal_length(score, difference), math.nan, math.nan, n, level, "none: fewer than two items")
     drawn = [rng.integers(n, size=n) for _ in range(resamples)]
+    if np.ptp(score) == 0:
+        return Interval(float(score[0]), math.nan, math.nan, n, level, "none: all scores alike")
     low, high = quantiles(np.array([_at_equal_length(score[d], difference[d]) for d in drawn]), level)
     return Interval(_at_equal_length(score, difference), low, high, n, level, "bootstrap")
 

@@ -241,7 +241,7 @@ def show_results(terminal: Any, found: dict[str, Any]) -> None:
                 _number(score["mean"]),
                 f"{_number(score['low'])} to {_number(score['high'])}",
                 f"{change['difference']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f})" if change else "",
-                str(score["n"]) + (f" ({score['errors']} failed)" if score["errors"] else ""),
+                _items(score),
             )
             last = score["task"]
         terminal.out.print(table)
@@ -302,6 +302,11 @@ def show_noise(terminal: Any, found: Sequence[dict[str, Any]]) -> None:
 
 def _spread(part: dict[str, Any]) -> str:
     return _number(part["sd"]) if part["touches"] else "–"
+
+
+def _items(score: dict[str, Any]) -> str:
+    told = [f"{score[word]} {said}" for word, said in (("errors", "failed"), ("unsure", "unsure")) if score[word]]
+    return f"{score['n']} ({', '.join(told)})" if told else str(score["n"])
 
 
 def _number(value: float | None) -> str:

@@ -64,6 +64,7 @@ def test_only_a_preference_in_both_orders_is_a_win() -> None:
     always_first = prefer(Says(lambda prompt: "A"), [("1", "q", "x", "y")])
     assert always_first["1"].score == 0.5
     assert "disagree" in always_first["1"].reason
+    assert not always_first["1"].sure
     longer = prefer(Says(by_length), [("1", "q", "long one", "short"), ("2", "q", "a", "bbb"), ("3", "q", "a", "b")])
     assert [longer[k].score for k in "123"] == [1.0, 0.0, 0.5]
     unclear = prefer(Says(lambda prompt: "both"), [("1", "q", "x", "y")])
@@ -121,6 +122,9 @@ def test_two_models_are_compared_on_the_same_questions() -> None:
     assert {row["error"] for row in compare_answers(silent, long, Says(by_length)).to_pylist()} == {
         "a model gave no answer"
     }
+    placed = summarise(compare_answers(short, long, Says(lambda prompt: "A")))["win_rate"]
+    assert (placed["mean"], placed["low"], placed["unsure"]) == (0.5, None, 4)
+    assert placed["metrics"]["length_controlled"]["low"] is None
     with pytest.raises(UserError, match="different questions"):
         compare_answers(short.slice(1), long, Says(by_length))
 
