@@ -46,7 +46,8 @@ def _placed(kind: Kind, workers: int, gpus: float, need: Need, capacity: Capacit
     try:
         asked = resources(kind, capacity, workers=workers, gpus=gpus, need=need)
     except UserError as error:
-        return {"worker": kind, "count": workers, "asks": "", "when": "never", "why": str(error)}
+        why = str(error).removeprefix(f"{kind}: ")
+        return {"worker": kind, "count": workers, "asks": "", "when": "never", "why": why}
     place = capacity.place(asked, workers)
     return {"worker": kind, "count": workers, "asks": str(asked), "when": place.when, "why": place.text}
 
