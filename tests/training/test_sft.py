@@ -11,7 +11,8 @@ import pytest
 
 from cuvee.errors import UserError
 from tests.training.conftest import CONFIG, SHARD_ALL, STEPS, Expected, Fit, assert_same, losses_of
-from tests.training.plain import Data, plain_loss, weights_of, write_tokens
+from tests.training.plain import Data, plain_loss, weights_of, write_reference, write_tokens
+from training.objective import KL, Objective
 from training.settings import Lora
 from training.sft import TrainResult
 
@@ -122,6 +123,16 @@ def test_lora_trains_little_and_exports_a_plain_model(fit: Fit, tiny_model: Path
     )
 
 
+def test_stored_log_probabilities_reach_the_loss(fit: Fit, data: Data, expected: Expected, tmp_path: Path) -> None:
+    """Where the frozen model is certain of every token, half the penalty takes half of the loss."""
+    beside = write_reference(
+        data.rows, [np.zeros(len(row["ids"]), np.float32) for row in data.rows], tmp_path / "beside"
+    )
+    objective = Objective(kl=KL(weight=0.5, variant="target"))
+    result = fit(objective=objective, reference=[beside])
+    assert losses_of(result)[0] == pytest.approx(expected[0][0] / 2, abs=2e-5)
+
+
 def test_errors_in_data_are_returned_and_not_tried_again(fit: Fit, data: Data, tmp_path: Path) -> None:
     short = write_tokens(data.rows[:70], tmp_path / "short")
     with pytest.raises(UserError, match="10 rows of the plan have no tokens"):
@@ -139,3 +150,5 @@ def test_wrong_settings_are_refused_before_anything_starts(fit: Fit) -> None:
         fit(CONFIG.model_copy(update={"lora": Lora()}), init_state=Path("anywhere"))
     with pytest.raises(UserError, match="biases"):
         fit(CONFIG.model_copy(update={"bias_only": True}))
+    with pytest.raises(UserError, match="log-probabilities of all tokens"):
+        fit(objective=Objective(kl=KL(variant="target")))
