@@ -89,8 +89,8 @@ class RunTracker:
     def searched(self, arms: Sequence[Mapping[str, Any]]) -> None:
         """What a search says of its arms: status and reason as tags, scores and reports as metrics."""
         for record in arms:
-            if (run := self._arms.get(record["name"])) is None:
-                continue
+            if (run := self._arms.get(record["name"])) is None:  # of an earlier command: its run is opened again
+                run = self._arms[record["name"]] = self._tracker.arm_run(self._recipe, record["name"])
             self._tracker.tag(run, {"cuvee.status": record["said"]})
             for step, signal in record["reports"]:
                 self._tracker.metrics(run, {"search/signal": signal}, int(step))

@@ -72,6 +72,19 @@ class _Running:
     seen: int = 0
 
 
+class Once:
+    """Passes on what the broker tells, and of a step that is reused again and again only the first time."""
+
+    def __init__(self, observer: Observer, seen: set[str]) -> None:
+        self._observer, self._seen = observer, seen
+        self.started, self.waiting = observer.started, observer.waiting
+
+    def finished(self, outcome: Outcome) -> None:
+        """Tell it, unless it was told."""
+        if outcome.status != "reused" or outcome.node.key not in self._seen:
+            self._observer.finished(outcome)
+
+
 class Conductor:
     """`signal` is the validation loss that trials report; `scheduler` makes Tune's, None for none. `function` is what
     a trial runs."""
@@ -90,7 +103,9 @@ class Conductor:
         function: Callable[..., None] = trial.run,
     ) -> None:
         self.store, self.runtime, self.source, self.places = store, runtime, source, places
-        self.observers = list(observers)
+        self._over = False
+        self._seen: set[str] = set()
+        self.observers = [Once(observer, self._seen) for observer in observers]
         self.folder, self.signal, self.scheduler, self.function = folder, signal, scheduler, function
         self.outcomes: list[Outcome] = []
         self._work: list[Ask] = []
@@ -121,6 +136,7 @@ class Conductor:
                 self._do_work(desk)
                 self._follow()
         finally:
+            self._over = True  # an interrupted command proposes nothing more, if its process lives on
             desk.close()
         if fault:
             raise Unavailable(f"Ray Tune has ended: {fault[0]}", remedy="see the log; run again to go on") from fault[0]
@@ -139,7 +155,7 @@ class Conductor:
             tune.Tuner(
                 tune.with_resources(function, {"CPU": 0.01}),
                 tune_config=tune.TuneConfig(
-                    search_alg=searcher(self.source.next, self.source.reported, self._has_ended),
+                    search_alg=searcher(self._next, self.source.reported, self._has_ended),
                     scheduler=self.scheduler() if self.scheduler else None,
                     num_samples=-1,
                     max_concurrent_trials=self.places.arms + 1,  # one prepares while the others train
@@ -153,6 +169,9 @@ class Conductor:
                     checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0),
                 ),
             ).fit()
+
+    def _next(self) -> int | None:
+        return None if self._over else self.source.next()
 
     def _has_ended(self, number: int, result: Mapping[str, Any], error: bool) -> None:
         self._ended.put((number, result, error))
@@ -244,10 +263,12 @@ class Conductor:
 
     def _note(self, outcomes: Sequence[Outcome], *, tell: bool = False) -> None:
         self.outcomes += outcomes
+        self._seen |= {outcome.node.key for outcome in outcomes if not tell}
         if tell:
             for outcome in outcomes:
                 for observer in self.observers:
                     observer.finished(outcome)
+                self._seen.add(outcome.node.key)
 
     # Trainings of arms
 

@@ -51,7 +51,7 @@ class Sweep:
     keep_going: bool
     begun: Callable[[ArmPlan], None] = lambda plan: None
     keep: Callable[[dict[str, Any], Sequence[str]], None] = lambda search, keys: None
-    function: Callable[..., None] = trial.run
+    function: Callable[..., None] = field(default_factory=lambda: trial.run)
 
     def run(self, plan: Plan) -> Made:
         """All phases of a recipe."""

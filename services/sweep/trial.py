@@ -27,19 +27,28 @@ from services.sweep.desk import Desk
 def run(config: Mapping[str, Any], desk: Desk, url: str, log: str, signal: str) -> None:
     """The function of a trial: `config` has the arm's number; reports end with one that has `final`."""
     from ray import tune
+    from ray.exceptions import RayActorError
 
     number = int(config["number"])
-    reply = desk.ask(number, "begin")
-    if node := reply.get("node"):
-        began = time.monotonic()
-        try:
-            steps, how = train(Store(url), node, Path(log), signal)
-            reply = desk.ask(number, "trained", steps=steps, seconds=time.monotonic() - began, how=how)
-        except CuveeError as error:
-            reply = desk.ask(number, "trained", error=str(error))
-        except Exception as error:  # whatever it is, it is of this arm
-            reply = desk.ask(number, "trained", error=f"{type(error).__name__}: {error}")
+    try:
+        reply = desk.ask(number, "begin")
+        if node := reply.get("node"):
+            reply = desk.ask(number, "trained", **trained(Store(url), node, Path(log), signal))
+    except RayActorError:
+        reply = {"result": {"status": "left"}}  # the driver has gone, and with it everybody who could want this arm
     tune.report({"final": True, **reply["result"]})
+
+
+def trained(store: Store, node: Node, log: Path, signal: str) -> dict[str, Any]:
+    """How the training of an arm went, whatever happened: `how` with `seconds`, or `error`."""
+    began = time.monotonic()
+    try:
+        steps, how = train(store, node, log, signal)
+    except CuveeError as error:
+        return {"error": str(error)}
+    except Exception as error:  # whatever it is, it is of this arm
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"steps": steps, "how": how, "seconds": time.monotonic() - began}
 
 
 def train(store: Store, node: Node, log: Path, signal: str) -> tuple[int, str]:

@@ -19,6 +19,7 @@ from services.steps import base
 from services.sweep import trial
 from services.sweep.desk import Desk
 
+_run = trial.run
 ROWS = 40
 STEPS = 12
 
@@ -96,4 +97,4 @@ def register() -> None:
 def run_trial(config: Mapping[str, Any], desk: Desk, url: str, log: str, signal: str) -> None:
     """A trial whose process knows the toys."""
     register()
-    trial.run(config, desk, url, log, signal)
+    _run(config, desk, url, log, signal)
