@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BASE = "base"
+LEVEL = 0.05
+CORRECTED = ", not after correction"
+"""Said of a contrast whose own interval excludes 0, when its p by Holm over all declared ones is not below LEVEL."""
 
 
 @dataclass(frozen=True)
@@ -238,9 +241,11 @@ def verdict(contrast: Contrast, record: Mapping[str, Any]) -> str:
     if low <= 0 <= high:
         return "no difference shown"
     came = "less" if high < 0 else "greater"
-    if contrast.expect in ("different", came):
-        return f"as expected: {came}" if contrast.expect == came else f"different: {came}"
-    return f"against expectation: {came}"
+    if (record.get("p_holm") or 0.0) >= LEVEL:
+        came += CORRECTED
+    if contrast.expect == "different":
+        return f"different: {came}"
+    return f"as expected: {came}" if came.startswith(contrast.expect) else f"against expectation: {came}"
 
 
 def collect(plan: Plan, store: Store) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from services.report.sweep import final_point, is_loss
 from services.report.texts import number, signed, signed_between
+from services.results import CORRECTED
 
 LEVEL = 0.05
 NAMED = 3
@@ -74,12 +75,8 @@ def _searched(search: Mapping[str, Any]) -> str:
 
 
 def _contrasts(contrasts: Sequence[Mapping[str, Any]]) -> str:
-    count = sum(
-        c["verdict"].startswith("as expected")
-        or c["verdict"] == "within the margin"
-        or c["verdict"].startswith("different:")
-        for c in contrasts
-    )
+    kept = [c["verdict"] for c in contrasts if not c["verdict"].endswith(CORRECTED)]
+    count = sum(word.startswith(("as expected", "within the margin", "different:")) for word in kept)
     if len(contrasts) == 1:
         return f"The declared contrast ({contrasts[0]['name']}): {contrasts[0]['verdict']}."
     return f"{count} of {len(contrasts)} declared contrasts came out as expected."

@@ -15,6 +15,7 @@ from services.plan import Plan, make_plan
 from services.recipe import loads
 from services.runtime import Runtime
 from services.store import Store
+from services.variants import Contrast
 
 RECIPE = """
 version: 1
@@ -55,3 +56,17 @@ def test_what_is_not_there_is_named(tmp_path: Path, metric: str, says: str) -> N
     plan, store = ran(tmp_path, metric)
     found: dict[str, Any] = results.collect(plan, store)
     assert says in found["contrasts"][0]["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("expect", "p_holm", "says"),
+    [
+        ("less", 0.01, "as expected: less"),
+        ("less", 0.097, "as expected: less, not after correction"),
+        ("greater", 0.01, "against expectation: less"),
+        ("different", 0.2, "different: less, not after correction"),
+    ],
+)
+def test_a_verdict_says_when_the_correction_takes_it_back(expect: str, p_holm: float, says: str) -> None:
+    contrast = Contrast.model_validate({"a": {"arm": "x"}, "b": {"arm": "y"}, "metric": "m", "expect": expect})
+    assert results.verdict(contrast, {"mean": -0.17, "low": -0.34, "high": -0.01, "p_holm": p_holm}) == says
