@@ -26,6 +26,8 @@ _SHORT = {
     "Objective": ["string"],
     "Judged": ["null"],
     "Decoding": ["string"],
+    "Budget": ["integer"],
+    "Asha": ["object"],
 }
 """Definitions that also have a form that is no map."""
 
@@ -49,6 +51,9 @@ def json_schema() -> dict[str, Any]:
         if written.get("type") == "array":
             evaluate[name] = {"anyOf": [written, {"type": "string"}]}
     evaluate["judged"] = {"anyOf": [evaluate["judged"], {"type": ["array", "string"]}]}
+    search = definitions["Search"]["properties"]
+    for name in ("metric", "mode", "scheduler"):
+        search[name] = {"anyOf": [search[name], {"type": "string"}]}
     arms = definitions["Arms"]["properties"]
     arms["when"] = {"anyOf": [arms["when"], {"type": "object"}]}
     for name, forms in _SHORT.items():

@@ -78,8 +78,9 @@ def llama2(messages: Sequence[Message]) -> Segments:
         elif message["role"] == "user":
             out.append((None, "<s>[INST] "))
             if system and i == 1:
-                out += [(None, "<<SYS>>\n"), (0, messages[0]["content"]), (None, "\n<</SYS>>\n\n")]
                 text = message["content"].rstrip()  # the whole is stripped, which leaves the white space in the middle
+                closing = "\n<</SYS>>\n\n" if text else "\n<</SYS>>"
+                out += [(None, "<<SYS>>\n"), (0, messages[0]["content"]), (None, closing)]
             out += [(i, text), (None, " [/INST]")]
     return out
 

@@ -126,6 +126,14 @@ def test_random_conversations(name: str, kind: str, data: st.DataObject) -> None
     check(chat_of(name, kind), name, data.draw(conversations(name)))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_question_behind_a_system_text(kind: str) -> None:
+    """Llama-2's template strips the two together."""
+    talk = [("system", "Hello."), ("user", ""), ("assistant", "Hello.")]
+    rendered = check(chat_of("llama2", kind), "llama2", [{"role": r, "content": c} for r, c in talk])
+    assert rendered.text.startswith("<s>[INST] <<SYS>>\nHello.\n<</SYS>> [/INST]")
+
+
 @pytest.mark.parametrize(("name", "kind"), EVERY)
 @settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(data=st.data())
