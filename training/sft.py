@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from cuvee.environment import defaults
 from cuvee.errors import CuveeError, DataError, Unavailable, UserError
 from cuvee.files import Carrier, SharedDisk
 from training import corpus, deepspeed_config, memory
@@ -160,7 +161,7 @@ def train(
     job.work.mkdir(parents=True, exist_ok=True)
     job.out.mkdir(parents=True, exist_ok=True)
     metrics = job.work / "metrics.jsonl"
-    with _following(metrics, progress, job.carrier), _own_interrupts(), _ray_train_settings():
+    with _following(metrics, progress, job.carrier), _own_interrupts(), defaults(_ray_train_settings()):
         summary = _fit(job, cpus, env or {})
     for made in (metrics, job.out, *(job.work / MARKED / name for name in job.marks)):
         job.carrier.fetch(made)
@@ -288,26 +289,19 @@ def _own_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-@contextlib.contextmanager
-def _ray_train_settings() -> Iterator[None]:
-    """Ray Train reads some settings from the driver's environment only. What the user has set stays.
+def _ray_train_settings() -> dict[str, str]:
+    """What Ray Train reads from the driver's environment only.
 
     A busy machine takes longer than the default minute to start workers, and one that a cluster starts on demand has to
-    install its packages first; and where there is one machine there is none
-    to be preempted, so that the watcher for it would only cost another process.
+    install its packages first; and where there is one machine there is none to be preempted, so that the watcher for it
+    would only cost another process.
     """
     import ray
 
     wanted = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800"}
     if sum(node["Alive"] for node in ray.nodes()) == 1:
         wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
+    return wanted
 
 
 @contextlib.contextmanager

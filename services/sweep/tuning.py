@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cuvee.environment import defaults
 from services.search import Asha
 from services.sweep.records import Record
 
@@ -33,13 +33,8 @@ _ENVIRONMENT = {
 def quiet() -> Iterator[None]:
     """Tune's settings for the length of the block; what the user has set stays."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
+    with defaults(_ENVIRONMENT):
         yield
-    finally:
-        for name in added:
-            del os.environ[name]
 
 
 def searcher(
