@@ -9,12 +9,11 @@ threshold 0.8; the cutting is in every time. `found`: planted pairs that were fo
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 
 import numpy as np
 from embedding import texts as docstrings
-from side_by_side import RESULTS, clocks, finish, machine, run, since, table
+from side_by_side import clocks, compare, finish, machine, since
 
 TEXTS, PLANTED, THRESHOLD = 20_000, 2_000, 0.8
 
@@ -89,27 +88,13 @@ def rensa() -> None:
 CONTENDERS = {"cuvee": cuvee, "datasketch": datasketch, "rensa's index": rensa}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only")
-    options = parser.parse_args()
-    if options.only:
-        CONTENDERS[options.only]()
-        return
-    records = run(__file__, {name: ["--only", name] for name in CONTENDERS}, options.rounds)
-    best = {name: min(found, key=lambda r: r["seconds"]) for name, found in records.items()}
-    rows = [{"contender": name, **r, "texts/s": TEXTS / r["seconds"]} for name, r in best.items()]
-    text = [
+def head(rounds: int) -> list[str]:
+    return [
         machine("rensa", "datasketch", "numpy"),
         f"{TEXTS:,} texts of up to 120 words, {PLANTED:,} of them near copies. datasketch and rensa's index keep every",
-        f"candidate of a band; Cuvee compares the signatures of candidates besides. Best of {options.rounds} rounds.",
-        "",
-        table(rows),
+        f"candidate of a band; Cuvee compares the signatures of candidates besides. Best of {rounds} rounds.",
     ]
-    (RESULTS / "dedup.txt").write_text("\n".join(text) + "\n")
-    print("\n".join(text))
 
 
 if __name__ == "__main__":
-    main()
+    compare(__file__, CONTENDERS, head, lambda record: {**record, "texts/s": TEXTS / record["seconds"]})

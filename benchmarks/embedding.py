@@ -9,17 +9,17 @@ last line is the whole step on Ray Data with one actor, with its start; its proc
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import inspect
 import pkgutil
 import tempfile
 import warnings
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-from side_by_side import QUIET, RESULTS, clocks, finish, machine, run, since, table
+from side_by_side import QUIET, clocks, compare, finish, machine, since
 
 COUNT = 2000
 
@@ -93,35 +93,22 @@ def step(cut: bool) -> None:
 
 
 CONTENDERS = {
-    "cuvee": (cuvee, False),
-    "sentence-transformers": (plain, False),
-    "cuvee, texts cut at 600 characters": (cuvee, True),
-    "sentence-transformers, cut": (plain, True),
-    "cuvee step with Ray, cut": (step, True),
+    "cuvee": partial(cuvee, False),
+    "sentence-transformers": partial(plain, False),
+    "cuvee, texts cut at 600 characters": partial(cuvee, True),
+    "sentence-transformers, cut": partial(plain, True),
+    "cuvee step with Ray, cut": partial(step, True),
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--only")
-    options = parser.parse_args()
-    if options.only:
-        contender, cut = CONTENDERS[options.only]
-        contender(cut)
-        return
-    records = run(__file__, {name: ["--only", name] for name in CONTENDERS}, options.rounds)
-    best = {name: min(found, key=lambda r: r["seconds"]) for name, found in records.items()}
-    rows = [{"contender": name, **r, "texts/s": r["texts"] / r["seconds"]} for name, r in best.items()]
-    text = [
+def head(rounds: int) -> list[str]:
+    return [
         machine("torch", "transformers", "sentence-transformers", "ray"),
-        f"Best of {options.rounds} rounds; two threads, batches of 64, float32.",
-        "",
-        table(rows),
+        f"Best of {rounds} rounds; two threads, batches of 64, float32.",
     ]
-    (RESULTS / "embedding.txt").write_text("\n".join(text) + "\n")
-    print("\n".join(text))
 
 
 if __name__ == "__main__":
-    main()
+    compare(
+        __file__, CONTENDERS, head, lambda record: {**record, "texts/s": record["texts"] / record["seconds"]}, rounds=2
+    )

@@ -8,10 +8,8 @@
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
-from side_by_side import RESULTS, clocks, finish, machine, run, since, table
+from side_by_side import clocks, compare, finish, machine, since
 
 ROWS, K, BUDGET = 1_000_000, 1024, 100_000
 
@@ -75,26 +73,13 @@ def pandas() -> None:
 CONTENDERS = {"cuvee select": cuvee, "cuvee draw alone": draw_only, "released": released, "pandas": pandas}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only")
-    options = parser.parse_args()
-    if options.only:
-        CONTENDERS[options.only]()
-        return
-    records = run(__file__, {name: ["--only", name] for name in CONTENDERS}, options.rounds)
-    rows = [{"contender": name, **min(found, key=lambda r: r["seconds"])} for name, found in records.items()]
-    text = [
+def head(rounds: int) -> list[str]:
+    return [
         machine("numpy", "pandas", "pyarrow"),
         f"{ROWS:,} rows in {K:,} clusters, {BUDGET:,} to draw. `cuvee select` also sorts by id, checks, and writes the",
-        f"decision on every row. Best of {options.rounds} rounds.",
-        "",
-        table(rows),
+        f"decision on every row. Best of {rounds} rounds.",
     ]
-    (RESULTS / "sampling.txt").write_text("\n".join(text) + "\n")
-    print("\n".join(text))
 
 
 if __name__ == "__main__":
-    main()
+    compare(__file__, CONTENDERS, head)

@@ -7,13 +7,14 @@ object as its last line; its peak memory is that of its process, with everything
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -72,3 +73,31 @@ def machine(*packages: str) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     return f"{datetime.now(UTC):%Y-%m-%d}, {cores} cores of {cpu}, load {load:.1f} at the end; {versions}"
+
+
+def compare(
+    file: str,
+    contenders: Mapping[str, Callable[[], None]],
+    head: Callable[[int], Sequence[str]],
+    figures: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    *,
+    rounds: int = 3,
+) -> None:
+    """The command line of a benchmark: the contenders' turns, and the best of each as a table under `head(rounds)`.
+
+    `--only NAME` is one turn of one contender, in a process of its own. `figures` makes a line of a best record. The
+    text is printed and kept in the results under the name of `file`.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--only")
+    options = parser.parse_args()
+    if options.only:
+        contenders[options.only]()
+        return
+    records = run(file, {name: ["--only", name] for name in contenders}, options.rounds)
+    best = {name: min(found, key=lambda r: r["seconds"]) for name, found in records.items()}
+    rows = [{"contender": name, **figures(record)} for name, record in best.items()]
+    text = [*head(options.rounds), "", table(rows)]
+    (RESULTS / f"{Path(file).stem}.txt").write_text("\n".join(text) + "\n")
+    print("\n".join(text))
