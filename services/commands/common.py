@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -45,6 +47,20 @@ def address_option(function: F) -> F:
     return click.option(
         "--address", default=None, help="A Ray cluster to run on; without it a local one that ends with the command."
     )(function)
+
+
+def request_options(function: Callable[..., None]) -> Callable[..., None]:
+    """A recipe, a store, a cluster and `--json`: the command gets them as a `services.run.Request` and `as_json`."""
+
+    @functools.wraps(function)
+    def command(
+        recipe: str, profiles: Sequence[str], overrides: Sequence[str], store: str, address: str | None, **own: Any
+    ) -> None:
+        from services.run import Request
+
+        function(Request(Path(recipe), profiles, overrides, store, address), **own)
+
+    return recipe_options(store_option(address_option(json_option(command))))
 
 
 def print_json(value: Any) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cuvee.errors import UserError
-from services.commands.common import address_option, json_option, print_json, recipe_options, store_option
+from services.commands.common import print_json, request_options, store_option
 from services.variants import STREAMS
 
 if TYPE_CHECKING:
@@ -37,18 +38,8 @@ def init(path: str, schema: bool) -> None:
 
 
 @click.command()
-@recipe_options
-@store_option
-@address_option
-@json_option
-def plan(
-    recipe: str,
-    profiles: tuple[str, ...],
-    overrides: tuple[str, ...],
-    store: str,
-    address: str | None,
-    as_json: bool,
-) -> None:
+@request_options
+def plan(request: Request, as_json: bool) -> None:
     """Show the steps of RECIPE, which are done, what the rest will cost, and where it runs or waits. Loads no model.
 
     Exit code 2 when it is known already that a run will refuse something.
@@ -58,12 +49,11 @@ def plan(
     from services.figures import figures
     from services.placing import placements
     from services.plan_text import show
-    from services.run import Request, check_judges, open_plan, read_pools, store_of
+    from services.run import check_judges, open_plan, read_pools, store_of
     from services.runtime import Runtime
 
-    request = Request(Path(recipe), profiles, overrides, store, address)
     where = store_of(request)
-    with Runtime(where, address=address, log=where.scratch / "logs" / "plan.log") as runtime:
+    with Runtime(where, address=request.address, log=where.scratch / "logs" / "plan.log") as runtime:
         capacity = runtime.capacity
     opened = open_plan(request, where, capacity)
     if not opened.missing:
@@ -79,29 +69,17 @@ def plan(
 
 
 @click.command()
-@recipe_options
-@store_option
-@address_option
-@json_option
-def run(
-    recipe: str,
-    profiles: tuple[str, ...],
-    overrides: tuple[str, ...],
-    store: str,
-    address: str | None,
-    as_json: bool,
-) -> None:
+@request_options
+def run(request: Request, as_json: bool) -> None:
     """Run RECIPE: make what is missing, train, measure, and write the report. Run it again to continue.
 
     Example: cuvee run recipes/quickstart.yaml
     """
-    from services.run import Request
-
-    execute(Request(Path(recipe), profiles, overrides, store, address), as_json=as_json)
+    execute(request, as_json=as_json)
 
 
 @click.command()
-@recipe_options
+@request_options
 @click.option("--seeds", type=click.IntRange(min=2), default=3, show_default=True, help="Seeds of each stream.")
 @click.option(
     "--vary",
@@ -110,20 +88,7 @@ def run(
     help="Streams to vary, one at a time; one that nothing draws from costs nothing.",
 )
 @click.option("--arm", help="An arm of the recipe, without its seed; the first one if absent.")
-@store_option
-@address_option
-@json_option
-def noise(
-    recipe: str,
-    profiles: tuple[str, ...],
-    overrides: tuple[str, ...],
-    seeds: int,
-    vary: str,
-    arm: str | None,
-    store: str,
-    address: str | None,
-    as_json: bool,
-) -> None:
+def noise(request: Request, seeds: int, vary: str, arm: str | None, as_json: bool) -> None:
     """Run one arm of RECIPE over seeds, one stream of them at a time: whose luck the scores depend on, and how large a
     difference between arms must be to show.
 
@@ -131,12 +96,20 @@ def noise(
     """
     from services.noise import noise_recipe
     from services.recipe import load
-    from services.run import Request
 
     streams = [word.strip() for word in vary.split(",") if word.strip()]
-    made = noise_recipe(load(recipe, profiles, overrides), arm=arm, seeds=seeds, vary=streams)
-    command = ["noise", recipe, "--seeds", str(seeds), "--vary", ",".join(streams), *(["--arm", arm] if arm else [])]
-    execute(Request(Path(recipe), profiles, overrides, store, address, recipe=made, command=command), as_json=as_json)
+    recipe = load(request.path, request.profiles, request.overrides)
+    made = noise_recipe(recipe, arm=arm, seeds=seeds, vary=streams)
+    command = [
+        "noise",
+        str(request.path),
+        "--seeds",
+        str(seeds),
+        "--vary",
+        ",".join(streams),
+        *(["--arm", arm] if arm else []),
+    ]
+    execute(replace(request, recipe=made, command=command), as_json=as_json)
 
 
 def execute(request: Request, *, as_json: bool) -> None:
