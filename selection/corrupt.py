@@ -19,6 +19,7 @@ from cuvee.amounts import Amount
 from cuvee.config import Config
 from cuvee.errors import DataError
 from cuvee.rng import row_keys, stream
+from cuvee.rows import answer_of
 
 COLUMN = "corrupted"
 _CARRIED = ("references", "tests")
@@ -82,7 +83,7 @@ def _exchange(table: pa.Table, donor: npt.NDArray[np.int64]) -> pa.Table:
     """Every row with the last answer of its donor, and what belongs to that answer."""
     moved = np.flatnonzero(donor != np.arange(table.num_rows))
     messages = table["messages"].to_pylist()
-    answers = {int(row): _last(messages[donor[row]]) for row in moved}
+    answers = {int(row): answer_of(messages[donor[row]]) for row in moved}
     changed = np.zeros(table.num_rows, dtype=bool)
     for row, answer in answers.items():
         turn = max(i for i, m in enumerate(messages[row]) if m["role"] == "assistant")
@@ -96,7 +97,3 @@ def _exchange(table: pa.Table, donor: npt.NDArray[np.int64]) -> pa.Table:
         before = pc.fill_null(table[COLUMN], False).to_numpy(zero_copy_only=False)
         return table.set_column(table.schema.get_field_index(COLUMN), COLUMN, pa.array(before | changed))
     return table.append_column(COLUMN, pa.array(changed))
-
-
-def _last(messages: list[dict[str, Any]]) -> str:
-    return str(next(m["content"] for m in reversed(messages) if m["role"] == "assistant"))

@@ -11,10 +11,8 @@ from typing import Any
 
 from services.plan import ArmPlan
 from services.results import items_of
+from services.steps.data import FOUND
 from services.store import Store
-
-FOUND = "found.json"
-"""In a decontaminate artifact: benchmark → the ids of its items that were found."""
 
 
 def contamination(arm: ArmPlan, store: Store) -> list[dict[str, Any]]:

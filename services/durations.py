@@ -8,18 +8,15 @@ was never run has no figure, and is counted.
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cuvee.errors import UserError
-from services.figures import Figures
+from services.figures import Figures, asked_tokens, base_of
 from services.graph import Node, ordered
 from services.plan import Plan
-from services.steps.model import model_folder
-from services.store import Store
 from services.sweep.places import workers_of
 
 OPERATIONS = 6
@@ -31,13 +28,13 @@ ASSUMED = {"CPU": 8e10, "GPU": 1.2e14}
 class Costs:
     """Seconds of steps. `accelerated`: whether trainings run on GPUs."""
 
-    def __init__(self, plan: Plan, store: Store, accelerated: bool) -> None:
-        self.known = Figures(store)
-        self.store, self.device = store, "GPU" if accelerated else "CPU"
+    def __init__(self, plan: Plan, known: Figures, accelerated: bool) -> None:
+        self.known, self.store = known, known.store
+        self.device = "GPU" if accelerated else "CPU"
         self.epochs = {s.train.key: s.compose for arm in plan.arms for s in arm.stages.values()}
         by_step: dict[str, list[float]] = {}
         self.rates: dict[int, list[float]] = {}
-        for done in store.artifacts():
+        for done in self.store.artifacts():
             by_step.setdefault(done.step, []).append(done.seconds)
             if done.step == "train" and done.info.get("seconds") and done.info.get("tokens"):
                 size = self._parameters_of(done.inputs.get("init", ""))
@@ -57,8 +54,6 @@ class Costs:
 
     def tokens(self, node: Node) -> float | None:
         """Tokens of a training: those of its list, else of its tables by the rows that are asked."""
-        from services.figures import asked_tokens
-
         compose = self.epochs[node.key]
         info = self.known.info(compose)
         if info is not None:
@@ -68,9 +63,7 @@ class Costs:
 
     def rate(self, node: Node) -> tuple[float, str] | None:
         """(tokens a second of a worker, `measured` or `assumed`)."""
-        source = node
-        while source.step == "train":
-            source = source.inputs["init"]
+        source = base_of(node)
         size = self._parameters_of(source.key)
         if size in self.rates:
             return statistics.median(self.rates[size]), "measured"
@@ -87,8 +80,7 @@ class Costs:
         if done is None or done.step not in ("model", "train"):
             return 0
         try:
-            config = json.loads((model_folder(self.store.local(key)) / "config.json").read_text())
-            return int(memory.parameters(config))
+            return int(memory.parameters(self.known.model_config(key) or {}))
         except (OSError, KeyError, ValueError, UserError):
             return 0
 
@@ -99,14 +91,14 @@ def named_size(name: str) -> float:
     return float(found[1]) * {"m": 1e6, "b": 1e9}[found[2]] if found else 0.0
 
 
-def durations(plan: Plan, store: Store, accelerated: bool) -> dict[str, Any]:
+def durations(plan: Plan, figures: Figures, accelerated: bool) -> dict[str, Any]:
     """With and without sharing: seconds of all steps, and worker-hours of trainings; what is still to do."""
-    known = Costs(plan, store, accelerated)
+    known = Costs(plan, figures, accelerated)
     shared = ordered(plan.targets)
     alone = [node for arm in plan.arms for node in ordered(arm.targets)]
     rates = [known.rate(node) for node in shared if node.step == "train"]
     said = sorted({f"{rate[0]:.3g} tokens/s a {known.device} worker, {rate[1]}" for rate in rates if rate})
-    todo = [node for node in shared if store.done(node.key) is None]
+    todo = [node for node in shared if known.store.done(node.key) is None]
     return {
         "shared": _sums(shared, known.seconds),
         "alone": _sums(alone, known.seconds),

@@ -65,6 +65,12 @@ class Figures:
         done = self.store.done(node.key)
         return done.info if done else None
 
+    def model_config(self, key: str) -> dict[str, Any] | None:
+        """The `config.json` of a model or trained model; None while it is not there."""
+        if self.store.done(key) is None:
+            return None
+        return dict(json.loads((model_folder(self.store.local(key)) / "config.json").read_text()))
+
     def rows(self, node: Node) -> Figure:
         """Rows of a table after a step."""
         if node.key not in self._rows:
@@ -118,6 +124,13 @@ class Figures:
         return Figure(round(whole / max(seen["rows"], 1) * rows.value), f"estimated from {seen['rows']} rows")
 
 
+def base_of(train: Node) -> Node:
+    """The model that a training, or the first of the stages before it, starts from."""
+    while train.step == "train":
+        train = train.inputs["init"]
+    return train
+
+
 def _asked_rows(node: Node, before: Figure) -> Figure:
     """A number of rows that is asked of a table of unknown size, which may turn out to be smaller."""
     if node.step in ("select", "sample") and node.config.get("by") is None:
@@ -131,8 +144,8 @@ def _one_target(node: Node) -> bool:
     return node.config["respond"]["policy"] not in ("rft", "model_only")
 
 
-def figures(plan: Plan, store: Store) -> dict[str, Any]:
-    """Everything that `cuvee plan` shows."""
+def figures(plan: Plan, store: Store, *, accelerator: bool | None = None) -> dict[str, Any]:
+    """Everything that `cuvee plan` shows. `accelerator`: whether steps find GPUs; by default, if this machine has."""
     from services.costs import costs
     from services.durations import durations
     from services.loss_figures import loss_figures
@@ -155,7 +168,7 @@ def figures(plan: Plan, store: Store) -> dict[str, Any]:
         "training": _training(plan, known),
         "sharing": {"reasons": _reasons(plan), **_saved(plan, nodes, known)},
         "objective": loss_figures(plan, known),
-        "cost": durations(plan, store, has_accelerator()),
+        "cost": durations(plan, known, has_accelerator() if accelerator is None else accelerator),
         "search": search.model_dump(mode="json") if search else None,
         "nuisance": nuisance.model_dump(mode="json") if nuisance else None,
         "power": power.power(plan, store),
@@ -270,12 +283,10 @@ def _memory(arm: ArmPlan, stage: str, node: Node, known: Figures) -> dict[str, A
     from training import memory
     from training.settings import Execution
 
-    model = node.inputs["init"]
-    while model.step == "train":
-        model = model.inputs["init"]
-    if known.info(model) is None:
+    model = base_of(node)
+    config = known.model_config(model.key)
+    if config is None:
         return {"memory_gb": None, "memory": f"known after {model.label}"}
-    config = json.loads((model_folder(known.store.local(model.key)) / "config.json").read_text())
     settings = arm.arm.document.train_for(stage)
     execution = Execution.model_validate(node.execution["execution"])
     try:

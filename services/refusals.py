@@ -6,11 +6,9 @@ not judged; the steps themselves refuse it.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from cuvee.amounts import Amount
-from services.steps.model import model_folder
 
 if TYPE_CHECKING:
     from services.figures import Figures
@@ -48,12 +46,11 @@ def _amounts(compose: Node, stage: str, known: Figures) -> list[str]:
 
 
 def _length(train: Node, stage: str, known: Figures) -> str:
-    model = train.inputs["init"]
-    while model.step == "train":
-        model = model.inputs["init"]
-    if known.info(model) is None:
+    from services.figures import base_of
+
+    config = known.model_config(base_of(train).key)
+    if config is None:
         return ""
-    config = json.loads((model_folder(known.store.local(model.key)) / "config.json").read_text())
     longest, asked = config.get("text_config", config).get("max_position_embeddings"), train.config["train"]["max_len"]
     if longest and asked > longest:
         return f"stage {stage}: max_len {asked} is above the model's {longest} positions (set max_len to {longest})"

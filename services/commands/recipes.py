@@ -59,7 +59,10 @@ def plan(request: Request, as_json: bool) -> None:
     if not opened.missing:
         read_pools(opened, where)
         check_judges(opened, where)
-    found = figures(opened, where) | {"machines": str(capacity), "placements": placements(opened, where, capacity)}
+    found = figures(opened, where, accelerator=capacity.gpus > 0) | {
+        "machines": str(capacity),
+        "placements": placements(opened, where, capacity),
+    }
     if as_json:
         print_json(found)
     else:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+FOUND = "found.json"
+"""In a decontaminate artifact: benchmark → the ids of its items that were found."""
+
+
 def sizes(table: pa.Table) -> dict[str, Any]:
     """Figures of a table: rows, rows by source, characters (for token estimates)."""
     import pyarrow.compute as pc
@@ -160,7 +164,7 @@ def decontaminate(context: Context) -> dict[str, Any]:
     found: dict[str, set[str]] = {}
     for hit in flagged.to_pylist():
         found.setdefault(hit["against"], set()).add(ids[hit["against"]][hit["item"]])
-    (context.out / "found.json").write_text(json.dumps({name: sorted(hits) for name, hits in found.items()}))
+    (context.out / FOUND).write_text(json.dumps({name: sorted(hits) for name, hits in found.items()}))
     info = finish(context, kept, flagged)
     # A row may be flagged by several names, or only be reported.
     return {**info, "removed": table.num_rows - kept.num_rows, "flagged": flagged.num_rows}

@@ -97,6 +97,17 @@ def command(*arguments: str, timeout: float = 400) -> subprocess.CompletedProces
     )
 
 
+def begun(recipe: Path, store: Path) -> subprocess.Popen[bytes]:
+    """`cuvee run` in the background, in a session of its own, to be killed."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "services.cli", "run", str(recipe), "--store", str(store)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
 def final_losses(store: Path) -> dict[str, list[float]]:
     """Losses of every training of a store, by key."""
     return {

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.end_to_end.miniature import ROOT, command, final_losses, write_recipe
+from tests.end_to_end.miniature import ROOT, begun, command, final_losses, write_recipe
 
 pytestmark = pytest.mark.kill
 KILLS = int(os.environ.get("CUVEE_KILLS", "4"))
@@ -51,13 +51,7 @@ def test_killed_runs_end_in_the_same_result(
     rng = random.Random(int(how))
     store = tmp_path / "store"
     for _ in range(KILLS):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "services.cli", "run", str(recipe), "--store", str(store)],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        process = begun(recipe, store)
         time.sleep(rng.uniform(3, 60))
         process.send_signal(how)
         code = process.wait(120)

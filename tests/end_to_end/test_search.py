@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import pytest
 import yaml
 
 from services.store import Store
-from tests.end_to_end.miniature import ROOT, command
+from tests.end_to_end.miniature import begun, command
 from tests.end_to_end.test_kill import processes
 
 pytestmark = pytest.mark.kill
@@ -70,13 +68,7 @@ def runs_of(store: Path) -> list[Any]:
 @pytest.mark.timeout(2400)
 def test_a_killed_search_goes_on_and_mlflow_has_each_arm_once(tmp_path: Path, tiny_model: Path) -> None:
     recipe, store = write_search(tmp_path, tiny_model), tmp_path / "store"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "services.cli", "run", str(recipe), "--store", str(store)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = begun(recipe, store)
 
     def over() -> list[dict[str, Any]]:
         folders = sorted((store / "searches").glob("*")) if (store / "searches").exists() else []

@@ -9,6 +9,7 @@ import pytest
 
 from services.arms import expand
 from services.durations import ASSUMED, durations, lines, named_size
+from services.figures import Figures
 from services.graph import Node, ordered
 from services.plan import Plan, make_plan
 from services.recipe import loads
@@ -61,7 +62,7 @@ def test_measured_trainings_give_the_rate_and_sharing_counts_once(plan: tuple[Pl
             publish(store, node, 50.0, seconds=40.0, tokens=4000, workers=1)
         else:
             publish(store, node, 1.0, rows=10, tokens=4000, characters=10)
-    found = durations(made, store, False)
+    found = durations(made, Figures(store), False)
     # Each arm's own training: 4000 tokens at 100 tokens/s. The first stage was measured, with its start and end.
     assert found["to do"]["worker_hours"] == pytest.approx(3 * 40 / 3600)
     assert found["shared"]["worker_hours"] == pytest.approx((50 + 3 * 40) / 3600)
@@ -75,7 +76,7 @@ def test_measured_trainings_give_the_rate_and_sharing_counts_once(plan: tuple[Pl
 
 def test_what_nobody_knows_is_counted_and_not_guessed(plan: tuple[Plan, Store]) -> None:
     made, store = plan
-    found = durations(made, store, False)
+    found = durations(made, Figures(store), False)
     assert found["shared"]["seconds"] == 0
     assert found["shared"]["unknown"] == found["shared"]["steps"]
     assert "no figure yet" in "\n".join(lines(found))
