@@ -24,7 +24,7 @@ from side_by_side import RESULTS, machine, table
 
 from services.broker import Broker
 from services.graph import Node, ordered
-from services.plan import Builder, Plan, Surroundings
+from services.plan import Builder, Plan
 from services.recipe import Recipe, loads
 from services.runtime import Runtime
 from services.steps import Context, get
@@ -32,6 +32,7 @@ from services.store import Store
 from services.sweep import trial
 from services.sweep.run import Sweep
 from services.sweep.sources import task_of
+from services.table_plan import Surroundings
 from tests.services.sweep import toys
 from tests.tiny import make_tiny_model, sentences
 

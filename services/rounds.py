@@ -11,7 +11,8 @@ from cuvee.errors import UserError
 from services.graph import Node
 
 if TYPE_CHECKING:
-    from services.plan import Builder, TableState
+    from services.plan import Builder
+    from services.table_plan import TableState
 
 
 AFTER = {"train", "respond", "score"}

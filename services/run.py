@@ -18,13 +18,14 @@ from services import placing, results, sources
 from services.broker import Broker, Observer, Outcome
 from services.capacity import Capacity
 from services.graph import Node, ordered
-from services.plan import ArmPlan, Builder, Plan, Surroundings
+from services.plan import ArmPlan, Builder, Plan
 from services.recipe import Recipe, load
 from services.redact import redact
 from services.runtime import Runtime
 from services.store import Store
 from services.sweep.run import Sweep
 from services.sweep.sources import needed
+from services.table_plan import Surroundings
 from services.terminal import StepLines, Terminal
 
 

@@ -59,8 +59,9 @@ def builder(tree: Mapping[str, Any], store: Store) -> Builder:
     """The builder of a small recipe's one arm. Raises RecipeError, and MissingError for a model that is not there."""
     from services.arms import expand
     from services.cluster import has_accelerator
-    from services.plan import Builder, Surroundings
+    from services.plan import Builder
     from services.recipe import parse
+    from services.table_plan import Surroundings
     from services.yaml_lines import Document
 
     (arm,) = expand(parse(Document({"version": 1, **tree})))

@@ -17,9 +17,9 @@ from services.single import Session, borrowed, builder, checked, origins, requir
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from services.plan import TableState
     from services.recipe import Recipe
     from services.sources import Source
+    from services.table_plan import TableState
 
 POOL = "pool"
 ITERATIVE = ("iterative", "iterate")

@@ -17,7 +17,7 @@ from typing import Any
 from cuvee.errors import CuveeError
 from services import arms as expansion
 from services.broker import Broker, Observer, Outcome
-from services.plan import ArmPlan, Builder, Plan, Surroundings
+from services.plan import ArmPlan, Builder, Plan
 from services.runtime import Runtime
 from services.store import Store
 from services.sweep import choose, trial, tuning
@@ -25,6 +25,7 @@ from services.sweep.conduct import Conductor
 from services.sweep.places import Places, places
 from services.sweep.records import Records, search_name
 from services.sweep.sources import Listed, Say, Searching, needed, score_of, task_of
+from services.table_plan import Surroundings
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from cuvee.errors import CuveeError
 from services.arms import arm_name, proposed
 from services.measuring import Measure
-from services.plan import ArmPlan, Builder, Surroundings
+from services.plan import ArmPlan, Builder
 from services.recipe import Recipe
 from services.results import BASE, last_point, metric_of
 from services.search import VALIDATION
@@ -18,6 +18,7 @@ from services.sweep.places import workers_of
 from services.sweep.propose import Proposer
 from services.sweep.records import Record, Records
 from services.sweep.trial import value_of
+from services.table_plan import Surroundings
 
 Say = Callable[[str], None]
 

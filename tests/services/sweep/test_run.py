@@ -12,13 +12,14 @@ import pytest
 from services.arms import expand
 from services.broker import Outcome
 from services.graph import Node
-from services.plan import ArmPlan, Builder, Plan, Surroundings
+from services.plan import ArmPlan, Builder, Plan
 from services.recipe import Recipe, loads
 from services.runtime import Runtime
 from services.steps import base
 from services.store import Store
 from services.sweep.records import Records, search_name
 from services.sweep.run import Made, Sweep
+from services.table_plan import Surroundings
 from tests.services.sweep import toys
 
 pytestmark = pytest.mark.usefixtures("ray_session")
