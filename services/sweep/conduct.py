@@ -164,7 +164,9 @@ class Conductor:
                     scheduler=self.scheduler() if self.scheduler else None,
                     num_samples=-1,
                     max_concurrent_trials=self.places.arms + 1,  # one prepares while the others train
-                    reuse_actors=True,  # a process costs seconds, and keeps nothing of an arm
+                    # A process costs seconds, and keeps nothing of an arm. One whose arm was stopped may still be
+                    # busy with the end of its training: Tune would fail the next arm in it and tell nobody.
+                    reuse_actors=self.scheduler is None,
                 ),
                 run_config=tune.RunConfig(
                     name="tune",

@@ -22,6 +22,8 @@ from services.sweep.desk import Desk
 _run = trial.run
 ROWS = 40
 STEPS = 12
+SLOW_END = 4.0
+"""Seconds that a stopped training takes to go: more than Tune waits for, and as real ones do."""
 
 
 def loss(share: float, lr: float, step: int) -> float:
@@ -60,7 +62,11 @@ def _train(context: base.Context) -> dict[str, Any]:
                 line["validation"] = validation = {"math": {"all": line["loss"]}, "chat": {"all": line["loss"]}}
             file.write(json.dumps(line) + "\n")
             file.flush()
-            context.progress(step, STEPS)
+            try:
+                context.progress(step, STEPS)
+            except SystemExit:  # what Tune says to a function that it has stopped
+                time.sleep(SLOW_END)
+                raise
             time.sleep(float(context.execution.get("execution", {}).get("memory_gb") or 0))
     (context.out / "metrics.jsonl").write_bytes(path.read_bytes())
     (context.out / "loss.json").write_text(json.dumps(line["loss"]))
