@@ -27,8 +27,8 @@ from cuvee.config import Config
 from cuvee.errors import Unavailable, UserError
 from training.settings import Execution
 
-Kind = Literal["driver", "data", "embed", "cluster", "engine", "judge", "train"]
-Asked = Literal["embed", "cluster", "engine", "judge", "train"]
+Kind = Literal["driver", "data", "embed", "cluster", "engine", "judge", "sandbox", "train"]
+Asked = Literal["embed", "cluster", "engine", "judge", "sandbox", "train"]
 _ACCELERATED = ("embed", "engine", "judge", "train")
 _TRAIN_SHARE = 0.6
 _RUNTIME_ENV = ("pip", "uv", "conda", "env_vars", "image_uri", "config")
@@ -70,7 +70,8 @@ class Where(Execution):
     """`execution` of a recipe: where training runs, and what the workers of every kind ask for."""
 
     resources: dict[Asked, Need] = Field(
-        default_factory=dict, description="by kind of worker: train, engine, embed, judge (reward models), cluster"
+        default_factory=dict,
+        description="by kind of worker: train, engine, embed, judge (reward models), sandbox, cluster",
     )
 
     def training(self) -> dict[str, Any]:

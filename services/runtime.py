@@ -7,7 +7,7 @@ so that a small machine never holds two models.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,6 +19,7 @@ from cuvee.files import Carrier
 from cuvee.protocols import Generate, Judge
 
 if TYPE_CHECKING:
+    from evaluation.tasks.task import Task
     from selection.assign import Workers
     from services.capacity import Capacity
     from services.inference import Engine
@@ -151,7 +152,26 @@ class Runtime:
             ).generate
             for name in names
         }
-        return judges.build(config, generate=generate)
+        return judges.build(config, generate=generate, spread=self.spread(context))
+
+    def judge_of(self, context: Context, task: Task) -> Judge | None:
+        """The judge of a benchmark that names one itself, which asks no model."""
+        from evaluation import judges
+
+        form = getattr(task, "judge", None)
+        return form and judges.build(judges.JudgeConfig.parse(form), spread=self.spread(context))
+
+    def spread(self, context: Context) -> Callable[[Judge], Judge]:
+        """Puts judges that take processors on Ray tasks where there are several machines."""
+        from services.capacity import Need, resources
+        from services.judging import Spread
+
+        if self.address is None or self.capacity.nodes < 2:
+            return lambda judge: judge
+        need = Need.model_validate(context.execution.get("sandbox", {}))
+        options = resources("sandbox", self.capacity, need=need).options()
+        options["runtime_env"] = need.environment(self.environment())
+        return lambda judge: Spread(judge, options)
 
     def reward_for(self, context: Context, name: str) -> Reward:
         """The reward model that the step has as input `name`, on a worker of its own."""

@@ -119,7 +119,7 @@ class TableBuilder:
         options = spec.model_dump(include={"tensor_parallel", "max_len", "dtype", "replicas"}, exclude_none=True)
         if need := self.recipe.execution.asked("engine"):
             options["need"] = need
-        return {"engine": options, **self.asked("judge")}
+        return {"engine": options, **self.asked("judge"), **self.asked("sandbox")}
 
     def asked(self, kind: Asked) -> dict[str, Any]:
         """What the recipe says that workers of a kind ask for; not part of keys."""

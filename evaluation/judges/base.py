@@ -24,12 +24,20 @@ Reward = Callable[[Sequence[tuple[str, str]]], Sequence[float]]
 """Scores of (prompt, answer) pairs by a reward model, higher is better, one a pair and in order."""
 
 
+def _as_it_is(judge: Judge) -> Judge:
+    return judge
+
+
 @dataclass(frozen=True)
 class Parts:
-    """What `services` hands to a judge: models and reward functions by the recipe's names."""
+    """What `services` hands to a judge: models and reward functions by the recipe's names.
+
+    `spread` is what a judge that takes processors is wrapped in, so that it may use those of other machines.
+    """
 
     generate: Mapping[str, Generate] = field(default_factory=dict)
     reward: Mapping[str, Reward] = field(default_factory=dict)
+    spread: Callable[[Judge], Judge] = _as_it_is
 
     def generator(self, name: str) -> Generate:
         if name not in self.generate:
@@ -154,9 +162,10 @@ def build(
     *,
     generate: Mapping[str, Generate] | None = None,
     reward: Mapping[str, Reward] | None = None,
+    spread: Callable[[Judge], Judge] = _as_it_is,
 ) -> Judge:
     """The judge. Raises UserError when a model that it needs is not among those given."""
-    return JUDGES[config.kind].build(config.options, Parts(generate or {}, reward or {}))
+    return JUDGES[config.kind].build(config.options, Parts(generate or {}, reward or {}, spread))
 
 
 def equivalent(reason: str, evidence: str = "", score: float | None = None) -> Verdict:

@@ -35,6 +35,7 @@ class CodeJudge:
 
     name = "code"
     version = VERSION
+    parallel = True
 
     def __init__(self, config: CodeConfig) -> None:
         self.config = config
@@ -97,7 +98,7 @@ def _broken(test: str) -> bool:
 
 
 def _build(config: Any, parts: Parts) -> Judge:
-    return CodeJudge(config)
+    return parts.spread(CodeJudge(config))
 
 
 JUDGES.register("code")(Kind(CodeConfig, _build, needs=("tests",), fits=_fits))

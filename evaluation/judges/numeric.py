@@ -162,7 +162,7 @@ def _fits(config: Any, source: pa.Table | Collection[str]) -> str | None:
 
 
 def _build(config: Any, parts: Parts) -> Judge:
-    return NumericJudge(config)
+    return parts.spread(NumericJudge(config))
 
 
 JUDGES.register("numeric")(Kind(NumericConfig, _build, fits=_fits, version=lambda config: VERSION))

@@ -43,8 +43,8 @@ def evaluate(context: Context) -> dict[str, Any]:
         items = on_table(context, context.runtime.engine_for(context, "model"), context.runtime.judge_for(context))
     else:
         engine = context.runtime.engine_for(context, "model")
-        judge: Any = context.runtime.judge_for(context)
         task = tasks.get(context.config["task"])
+        judge: Any = context.runtime.judge_for(context) or context.runtime.judge_of(context, task)
         said = {name: value for name, value in context.config["options"].items() if value is not None}
         options = tasks.EvalOptions.model_validate(
             {**said, **judging(context.config), "data": context.execution.get("data", {})}

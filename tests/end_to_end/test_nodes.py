@@ -60,10 +60,20 @@ table = rows.make_table("t", [
 options = EmbedConfig(encoder="x")
 for name, actors in (("one", 1), ("three", 3)):
     embed(table, model, options, out=out / name, resources={"actors": actors, "options": {"num_cpus": 1}})
+from cuvee.protocols import Case
+from evaluation import judges
+from services.judging import Spread
+cases = [Case(str(i), "", f"It is {i + i % 2}.", (f"#### {i}",)) for i in range(200)]
+cases += [Case(f"p{i}", "", f"def f(): return {i}", tests=(f"assert f() == {i - i % 2}",)) for i in range(200)]
+tiers = judges.JudgeConfig.parse({"tiers": ["numeric", "code"]})
+judge = judges.build(tiers, spread=lambda judge: Spread(judge, {"num_cpus": 1}))
+same_verdicts = judge(cases) == judges.build(tiers)(cases)
 from ray.util.state import list_actors, list_tasks
+judging = {t.node_id for t in list_tasks(detail=True, limit=10000) if t.name == "judged"}
 tasks = {t.node_id for t in list_tasks(detail=True, limit=10000) if t.name == "assign_group"}
 actors = {a.node_id for a in list_actors(detail=True, limit=10000) if "MapWorker" in a.class_name}
-print(json.dumps({"same": same, "tasks": len(tasks), "actors": len(actors)}))
+print(json.dumps({"same": same, "tasks": len(tasks), "actors": len(actors), "judging": len(judging),
+    "same_verdicts": same_verdicts}))
 """
 
 
@@ -72,6 +82,8 @@ def test_kmeans_and_embedding_are_spread_and_the_same(head: Head, tiny_model: Pa
     assert said["same"], "k-means has the same bits on any number of machines"
     assert said["tasks"] > 1
     assert said["actors"] > 1
+    assert said["same_verdicts"]
+    assert said["judging"] > 1
     one, three = Vectors.open(tmp_path / "one"), Vectors.open(tmp_path / "three")
     assert one.ids.to_pylist() == three.ids.to_pylist()
     np.testing.assert_allclose(one.load(), three.load(), atol=1e-6)
