@@ -34,7 +34,7 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 ANSWER = 10.0
 """Seconds in which a dashboard must answer."""
 PATIENCE = 60.0
-"""Seconds of silence after which a cluster that is being followed counts as gone."""
+"""Seconds of silence after which a followed cluster counts as gone, and in which a new head gets ready."""
 PROBE = 300.0
 """Seconds for the look from inside: the packages are sent first, and the driver starts."""
 _ID = re.compile(r"cuvee-([0-9a-f]{12})-(\d+)")
@@ -173,12 +173,20 @@ class Cluster:
         environment: dict[str, Any] = {"working_dir": str(order.folder), "env_vars": dict(order.variables)}
         if order.packages:  # Ray cannot set up an empty list
             environment["py_modules"] = [str(package) for package in order.packages]
-        with self._errors():
-            return str(
-                self.client.submit_job(
-                    entrypoint=order.command, submission_id=name, runtime_env=environment, metadata=metadata
-                )
-            )
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with self._errors():
+                    return str(
+                        self.client.submit_job(
+                            entrypoint=order.command, submission_id=name, runtime_env=environment, metadata=metadata
+                        )
+                    )
+            except Unavailable as error:
+                # The dashboard of a head that has just been started answers before its agent can take a job.
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
 
     def probe(self, order: Order, asked: Mapping[str, Any], patience: float = PROBE) -> list[str]:
         """What stands against the job, seen from the cluster (`services.probe`). Raises Unavailable when that fails."""

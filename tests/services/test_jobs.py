@@ -84,6 +84,25 @@ def test_an_id_that_was_deleted_is_passed_over() -> None:
     assert cluster(Client(hidden=(f"{BASE}-1", f"{BASE}-2"))).submit(ORDER) == (f"{BASE}-3", True)
 
 
+def test_a_head_that_has_just_started_gets_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, answers = Client(), [RuntimeError("status code 500: No available agent to submit job")] * 3
+    submit = client.submit_job
+
+    def later(**words: Any) -> str:
+        if answers:
+            raise answers.pop()
+        return submit(**words)
+
+    monkeypatch.setattr(client, "submit_job", later)
+    monkeypatch.setattr("services.jobs.time.sleep", lambda seconds: None)
+    assert cluster(client).submit(ORDER) == (f"{BASE}-1", True)
+    assert not answers
+    answers += [RuntimeError("No available agent to submit job")] * 1000
+    monkeypatch.setattr("services.jobs.PATIENCE", 0.0)
+    with pytest.raises(Unavailable, match="No available agent"):
+        cluster(client)._submit(ORDER, f"{BASE}-9")
+
+
 def test_a_live_attempt_into_another_store_is_refused() -> None:
     client = Client(details(f"{BASE}-1", "RUNNING", metadata={"cuvee.store": "s3://bucket/b"}))
     with pytest.raises(UserError, match=r"into the store s3://bucket/b \(.*cuvee stop"):
