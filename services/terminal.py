@@ -108,7 +108,7 @@ class StepLines:
         return Reporter(self, node.label)
 
     def report(self, label: str, done: int, total: int | None, seconds: float) -> None:
-        rate = f"{done / seconds:.1f}/s" if done and seconds > 0 else ""
+        rate = pace(done, seconds)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=total, rate=rate)
         elif not self._terminal.err.is_terminal:
@@ -167,3 +167,10 @@ def _note(outcome: Outcome) -> str:
     parts += [f"{info['tokens']:,} tokens"] if "tokens" in info else []
     parts += [f"{info[k]} {k}" for k in ("removed", "rejected", "held") if info.get(k)]
     return ", ".join(parts)
+
+
+def pace(done: int, seconds: float) -> str:
+    """Work in a unit that has digits: 3.2/s, or 8.1 s each. Empty before the first piece."""
+    if not done or seconds <= 0:
+        return ""
+    return f"{done / seconds:.1f}/s" if done >= seconds else f"{seconds / done:.1f} s each"

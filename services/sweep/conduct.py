@@ -8,6 +8,7 @@ trainings belong to the driver, and what a trial holds while it waits is a hundr
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -72,6 +73,7 @@ class _Running:
     reporters: list[Progress] = field(default_factory=list)
     started: float = 0.0
     seen: int = 0
+    steps: int | None = None
 
 
 class Once:
@@ -291,6 +293,8 @@ class Conductor:
         assert running.task.train is not None
         running.reporters = [observer.started(running.task.train) for observer in self.observers]
         running.started = time.monotonic()
+        rows = self._info(running.task.train.inputs["plan"])["rows"]
+        running.steps = math.ceil(rows / running.task.train.config["train"]["global_batch"])
         self._training.add(number)
         desk.answer(number, {"node": running.task.train})
 
@@ -317,7 +321,7 @@ class Conductor:
             if path.exists() and (lines := path.read_bytes().count(b"\n")) > running.seen:
                 running.seen = lines
                 for reporter in running.reporters:
-                    reporter(lines, None)
+                    reporter(lines, running.steps)
 
     def _end(self) -> None:
         """What Tune says of trials that are over."""
