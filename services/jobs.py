@@ -80,6 +80,9 @@ class Cluster:
     Raises UserError when nothing answers there, a token is missing, or another version of Ray runs.
     """
 
+    _awake = False
+    """Whether the head's agent has been given a job by this command."""
+
     def __init__(self, address: str, *, same_version: bool = False) -> None:
         self.address = address.rstrip("/") if "://" in address else f"http://{address.rstrip('/')}"
         if not self.address.startswith(("http://", "https://")):
@@ -141,24 +144,45 @@ class Cluster:
     # Jobs
 
     def live(self, order: Order) -> dict[str, Any] | None:
-        """The attempt of the recipe that has not ended, if there is one."""
+        """The attempt of the recipe that has not ended, if there is one.
+
+        A head that was killed and started again on its state still says `RUNNING` of the jobs that died with it, until
+        its agent is given another job. So an attempt that seems to be live is looked at again after one.
+        """
+        found = self._last(order)
+        if found and found["status"] not in ENDED and not self._awake:
+            self._wake(order)
+            found = self._last(order)
+        return found if found and found["status"] not in ENDED else None
+
+    def _last(self, order: Order) -> dict[str, Any] | None:
         found = [job for job in self.jobs() if job["job"].startswith(f"cuvee-{order.hash[:12]}-")]
-        last = max(found, key=number, default=None)
-        return last if last and last["status"] not in ENDED else None
+        return max(found, key=number, default=None)
+
+    def _wake(self, order: Order) -> None:
+        """Run a job that does nothing."""
+        self._awake = True
+        name = f"cuvee-wake-{order.hash[:12]}-{uuid4().hex[:8]}"
+        with self._errors():
+            self.client.submit_job(entrypoint="true", submission_id=name)
+            deadline = time.monotonic() + PATIENCE
+            while str(self.client.get_job_status(name)) not in ENDED and time.monotonic() < deadline:
+                time.sleep(0.5)
+            with suppress(RuntimeError):
+                self.client.delete_job(name)
 
     def submit(self, order: Order) -> tuple[str, bool]:
         """(submission id, whether it is new): a live attempt of the same recipe is not started twice."""
         base, taken = f"cuvee-{order.hash[:12]}", 0
         for _ in range(_TRIES):
-            attempts = {number(job): job for job in self.jobs() if job["job"].startswith(f"{base}-")}
-            last = attempts[max(attempts)] if attempts else None
-            if last and last["status"] not in ENDED:
+            if last := self.live(order):
                 if last["store"] != order.store:
                     raise UserError(
                         f"{last['job']} runs this recipe into the store {last['store']}",
                         remedy=f"wait for it, or end it with `cuvee stop {last['job']}`",
                     )
                 return str(last["job"]), False
+            attempts = [number(job) for job in self.jobs() if job["job"].startswith(f"{base}-")]
             taken = max(taken, *attempts, 0) + 1
             try:
                 return self._submit(order, f"{base}-{taken}"), True

@@ -42,12 +42,23 @@ class Client:
 
     def __init__(self, *known: SimpleNamespace, hidden: tuple[str, ...] = ()) -> None:
         self.known, self.hidden = list(known), hidden
+        self.lost: set[str] = set()
         self.log: list[list[str]] = []
 
     def list_jobs(self) -> list[SimpleNamespace]:
         return self.known
 
+    def get_job_status(self, name: str) -> str:
+        return "SUCCEEDED"
+
+    def delete_job(self, name: str) -> None:
+        pass
+
     def submit_job(self, *, submission_id: str, **more: Any) -> str:
+        if more["entrypoint"] == "true":  # with its first job the agent looks after those of before
+            for job in self.known:
+                job.status = "FAILED" if job.submission_id in self.lost else job.status
+            return submission_id
         if submission_id in self.hidden or any(job.submission_id == submission_id for job in self.known):
             raise RuntimeError(f"Job with submission_id {submission_id} already exists.")
         self.known.append(details(submission_id, "RUNNING", metadata=more["metadata"]))
@@ -71,6 +82,14 @@ def test_the_first_attempt_and_the_next() -> None:
     client = Client(details(None), details("raysubmit_1"), details("cuvee-ffffffffffff-7"))
     assert cluster(client).submit(ORDER) == (f"{BASE}-1", True)
     client.known[-1].status = "FAILED"
+    assert cluster(client).submit(ORDER) == (f"{BASE}-2", True)
+    assert cluster(client).submit(ORDER) == (f"{BASE}-2", False)
+
+
+def test_a_job_that_died_with_its_head_is_not_followed() -> None:
+    client = Client(details(f"{BASE}-1", "RUNNING", metadata={"cuvee.store": ORDER.store}))
+    client.lost = {f"{BASE}-1"}
+    assert cluster(client).live(ORDER) is None
     assert cluster(client).submit(ORDER) == (f"{BASE}-2", True)
     assert cluster(client).submit(ORDER) == (f"{BASE}-2", False)
 
