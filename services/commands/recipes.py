@@ -241,7 +241,8 @@ def show_results(terminal: Any, found: dict[str, Any]) -> None:
             scores = ", ".join(f"{m} {_number(s['mean'])}" for m, s in search["winner"]["scores"].items())
             terminal.out.print(f"best: {search['winner']['arm']} ({scores}), by {search['rule']}", markup=False)
     for contrast in found["contrasts"]:
-        figures = f": {contrast['mean']:+.4f}, p = {contrast['p']:.3f}" if "mean" in contrast else ""
+        figures = f": {contrast['mean']:+.4f}" if "mean" in contrast else ""
+        figures += f", p = {contrast['p']:.3f}" if contrast.get("n", 0) > 1 else ""  # one seed has none
         terminal.out.print(f"contrast {contrast['name']}{figures}: {contrast['verdict']}", markup=False)
     if found["noise"]:
         show_noise(terminal, found["noise"])
