@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from services.capacity import Capacity
 from services.graph import Node
 
 
@@ -23,11 +24,12 @@ class Places:
     together: bool
 
 
-def places(
-    trainings: Sequence[Node], nodes: Sequence[Mapping[str, float]], limit: int | None, *, engine_gpus: int = 1
-) -> Places:
-    """For the last trainings of the arms, of which the largest counts, on nodes with these resources."""
-    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+def places(trainings: Sequence[Node], capacity: Capacity, limit: int | None, *, engine_gpus: int = 1) -> Places:
+    """For the last trainings of the arms, of which the largest counts.
+
+    Machines that the autoscaler has yet to start count too: arms that wait for them are what it starts them for.
+    """
+    gpus = int(capacity.gpus)
     needs = [need(training.execution.get("execution", {}), gpus > 0) for training in trainings]
     if not needs:
         return Places(limit or 1, False)
@@ -37,12 +39,12 @@ def places(
         count = (gpus - (engine_gpus if together else 0)) // each
     else:
         each_cpus = [cpus for cpus, _ in needs]
-        together = len(nodes) > 1
+        together = sum(group.most for group in capacity.groups) > 1
         if any(cpus is None for cpus in each_cpus):
             count, together = 1, False
         else:
             largest = max(cpus or 0.0 for cpus in each_cpus)
-            count = math.floor(sum(node.get("CPU", 0.0) for node in nodes) / largest + 1e-9)
+            count = math.floor(sum(group.cpus * group.most for group in capacity.groups) / largest + 1e-9)
             together = together and count > 1
             count -= int(together)  # one place for the engine
     return Places(max(1, min(count, limit or count)), together)

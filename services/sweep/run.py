@@ -90,10 +90,8 @@ class Sweep:
             return Places(1, False)
         if self.runtime.address is None and limit is None and not _declared(trainings):
             return Places(1, False)  # one machine and no word of what an arm takes: it takes all
-        import ray
-
         self.runtime.ray()
-        return places(trainings, [node["Resources"] for node in ray.nodes() if node["Alive"]], limit)
+        return places(trainings, self.runtime.capacity, limit)
 
     def _conductor(self, source: Any, found: Places, part: str, **more: Any) -> Conductor:
         folder = self.store.scratch / "work" / "tune" / f"{self.name}-{part}"
@@ -112,14 +110,11 @@ class Sweep:
             if known := [r for r in records.all() if r.over]:
                 self.say(f"{len(known)} arms of {search.budget.arms} are known from before")
             self.runtime.ray()
-            import ray
-
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             stand_ins = [task.train for arm in plan.arms if (task := task_of(arm)).train is not None]
             scheduler = partial(tuning.asha, search.scheduler, records.all()) if search.scheduler else None
             conductor = self._conductor(
                 source,
-                places(stand_ins, nodes, recipe.arms.parallel),
+                places(stand_ins, self.runtime.capacity, recipe.arms.parallel),
                 "search",
                 signal=search.signal if search.scheduler else "",
                 scheduler=scheduler,
