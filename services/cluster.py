@@ -24,6 +24,7 @@ import psutil
 
 from cuvee.errors import Unavailable
 from services.capacity import Capacity
+from services.groups import free_ended_jobs
 from services.processes import Ledger, Process, kill, tree, wait_gone
 
 
@@ -129,6 +130,8 @@ def connect(
         started = [] if address else _ray_processes()
         if ledger:
             ledger.add(started)
+        if address:
+            free_ended_jobs()
         try:
             yield
         finally:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from cuvee.errors import CuveeError, Unavailable
 from services.broker import Broker, Observer, Outcome
 from services.graph import Node, ordered
+from services.groups import free_trainings
 from services.runtime import Runtime
 from services.steps import get
 from services.steps.base import Progress
@@ -211,7 +212,7 @@ class Conductor:
         if self._dirty and not self._training and not self.places.together:
             if time.monotonic() - self._dirty < SETTLE:
                 return
-            free_placement_groups()
+            free_trainings()
             self._dirty = 0.0
         while self._ready and len(self._training) < self.places.arms:
             if not self.places.together:
@@ -346,18 +347,3 @@ class Conductor:
                 self.source.failed(number, f"{said}; see the log")
             else:
                 self.source.stopped(number, step, seconds)
-
-
-def free_placement_groups() -> None:
-    """Remove what the trainings of stopped trials still hold; for when nothing trains.
-
-    Ray Train leaves this to a watcher of its own, which finds nothing where several Rays run on one machine. Trials
-    themselves hold a hundredth of a CPU and stay.
-    """
-    from ray._raylet import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
-
-    for key, group in placement_group_table().items():
-        largest = max((b.get("CPU", 0.0) + b.get("GPU", 0.0) for b in group["bundles"].values()), default=0.0)
-        if group["state"] != "REMOVED" and largest > 0.05:
-            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(key)))
