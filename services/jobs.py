@@ -37,6 +37,8 @@ PATIENCE = 60.0
 """Seconds of silence after which a followed cluster counts as gone, and in which a new head gets ready."""
 PROBE = 300.0
 """Seconds for the look from inside: the packages are sent first, and the driver starts."""
+SETTLE = 1.5
+"""Seconds in which Ray notices that a job has ended; one that is deleted before comes back as `FAILED`."""
 _ID = re.compile(r"cuvee-([0-9a-f]{12})-(\d+)")
 _TRIES = 20
 _OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
@@ -168,8 +170,13 @@ class Cluster:
             deadline = time.monotonic() + PATIENCE
             while str(self.client.get_job_status(name)) not in ENDED and time.monotonic() < deadline:
                 time.sleep(0.5)
-            with suppress(RuntimeError):
-                self.client.delete_job(name)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        """Delete an ended job of which nobody wants to hear."""
+        time.sleep(SETTLE)
+        with suppress(RuntimeError):
+            self.client.delete_job(name)
 
     def submit(self, order: Order) -> tuple[str, bool]:
         """(submission id, whether it is new): a live attempt of the same recipe is not started twice."""
@@ -235,8 +242,7 @@ class Cluster:
             raise Unavailable(
                 f"the cluster could not be looked at from inside: {said}", remedy="--no-check submits all the same"
             )
-        with suppress(RuntimeError):
-            self.client.delete_job(name)
+        self._forget(name)
         return found
 
     def jobs(self) -> list[dict[str, Any]]:
