@@ -143,6 +143,9 @@ class Conductor:
                     self._asked(ask, desk)
                 self._do_work(desk)
                 self._follow()
+            if self._dirty:  # what comes after the arms needs the machine too
+                time.sleep(max(0.0, SETTLE - (time.monotonic() - self._dirty)))
+                free_trainings()
         finally:
             self._over = True  # an interrupted command proposes nothing more, if its process lives on
             desk.close()

@@ -129,6 +129,14 @@ def test_a_search_tries_its_budget_and_measures_its_winner_on_test_rows(world: W
     assert all(outcome.status in ("computed", "reused") for outcome in made.outcomes)
 
 
+def held() -> list[dict[str, float]]:
+    """What placement groups of trainings hold."""
+    from ray.util.placement_group import placement_group_table
+
+    groups = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
+    return [bundle for g in groups for bundle in g["bundles"].values() if bundle.get("CPU", 0) > 0.05]
+
+
 def test_asha_stops_bad_arms_and_they_leave_nothing(world: World) -> None:
     slow = "execution: {memory_gb: 0.15}\n"  # seconds a step of the toy
     text = SEARCH % (8, "scheduler: {asha: {grace: 2, factor: 2}}") + slow
@@ -149,6 +157,7 @@ def test_asha_stops_bad_arms_and_they_leave_nothing(world: World) -> None:
     # An arm was stopped by what was known before: a better value stood at that rung.
     first = next(r for r in records if r.status == "finished")
     assert all(r.reports[-1][1] > min(s for _, s in first.reports) for r in stopped)
+    assert not held()
     again = world.run(text)
     assert again.search is not None
     assert again.search["arms"] == made.search["arms"]

@@ -47,12 +47,16 @@ def _compose(context: base.Context) -> dict[str, Any]:
 
 
 def _train(context: base.Context) -> dict[str, Any]:
+    from ray.util.placement_group import placement_group, remove_placement_group
+
     _log(context, "train")
     rows = json.loads((context.inputs["plan"] / "rows.json").read_text())
     if rows.get("poison"):
         raise UserError("this table is poison")
     share, lr = rows.get("math", 0) / max(sum(rows.values()), 1), context.config["train"]["lr"]
     every = context.config["train"]["validation_every"]
+    pause = float(context.execution.get("execution", {}).get("memory_gb") or 0)
+    group = placement_group([{"CPU": 0.1}]) if pause else None  # as Ray Train holds one for its workers
     path = context.work / "metrics.jsonl"
     validation: Mapping[str, Any] = {}
     with path.open("w") as file:
@@ -64,10 +68,12 @@ def _train(context: base.Context) -> dict[str, Any]:
             file.flush()
             try:
                 context.progress(step, STEPS)
-            except SystemExit:  # what Tune says to a function that it has stopped
+            except SystemExit:  # what Tune says to a function that it has stopped; nobody frees the group then
                 time.sleep(SLOW_END)
                 raise
-            time.sleep(float(context.execution.get("execution", {}).get("memory_gb") or 0))
+            time.sleep(pause)
+    if group is not None:
+        remove_placement_group(group)
     (context.out / "metrics.jsonl").write_bytes(path.read_bytes())
     (context.out / "loss.json").write_text(json.dumps(line["loss"]))
     return {"steps": STEPS, "loss": line["loss"], "validation": validation, "tokens": 100, "seconds": 0.1}
