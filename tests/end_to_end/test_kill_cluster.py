@@ -1,7 +1,8 @@
 """Parts of a cluster killed at random moments: submitted again, the result is that of an undisturbed run.
 
 Victims are a worker process, an actor, a worker machine, the driver, the head (started again on what it keeps on disk)
-and the MLflow server. `CUVEE_KILLS` says how many runs are disturbed (20), `CUVEE_SEED` which moments are drawn.
+and the MLflow server. `CUVEE_KILLS` says how many runs are disturbed (20), `CUVEE_VICTIMS` what is killed in turn,
+`CUVEE_SEED` which moments are drawn.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tests.mlflow_server import Server
 
 RUNS = int(os.environ.get("CUVEE_KILLS", "20"))
 SEED = int(os.environ.get("CUVEE_SEED", "0"))
-VICTIMS = ("worker", "actor", "node", "driver", "head", "mlflow")
+VICTIMS = os.environ.get("CUVEE_VICTIMS", "worker,actor,node,driver,head,mlflow").split(",")
 pytestmark = [pytest.mark.kill, pytest.mark.timeout(900 * (RUNS + 2))]
 
 
@@ -160,21 +161,24 @@ def test_every_part_may_die(
 ) -> None:
     rng = random.Random(SEED)
     sys.stdout.write(f"seed {SEED}, {RUNS} runs, an undisturbed one takes {undisturbed['took']:.0f} s\n")
+    took = float(undisturbed["took"])
     for number in range(RUNS):
         victim = VICTIMS[number % len(VICTIMS)]
         store = tmp_path / f"store-{number}"
-        moment = rng.uniform(0.05, 1.0) * undisturbed["took"]
+        moment = rng.uniform(0.05, 0.9) * took
         submit = ["submit", "recipe.yaml", "--store", str(store), "--no-check", "--json", "--address", cluster.address]
         first = subprocess.Popen(
             [sys.executable, "-m", "services.cli", *submit],
             cwd=folder, env=cluster.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        end, killed = time.monotonic() + moment, ""
+        began, killed = time.monotonic(), ""
         while first.poll() is None and not killed:
-            if time.monotonic() >= end:
+            if time.monotonic() >= began + moment:
                 killed = kill_one(cluster, victim, mlflow, rng)
             time.sleep(0.2)
         _, said = first.communicate(timeout=900)
+        if not killed:  # the machine has become faster since
+            took = min(took, time.monotonic() - began)
         sys.stdout.write(f"run {number}: {victim} after {moment:.1f} s: {killed or 'had ended'}, {first.returncode}\n")
         sys.stdout.flush()
         if victim in ("worker", "actor", "node", "mlflow"):
