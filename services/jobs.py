@@ -151,26 +151,29 @@ class Cluster:
         A head that was killed and started again on its state still says `RUNNING` of the jobs that died with it, until
         its agent is given another job. So an attempt that seems to be live is looked at again after one.
         """
-        found = self._last(order)
+        found = max(self._attempts(order), key=number, default=None)
         if found and found["status"] not in ENDED and not self._awake:
             self._wake(order)
-            found = self._last(order)
+            found = max(self._attempts(order), key=number, default=None)
         return found if found and found["status"] not in ENDED else None
 
-    def _last(self, order: Order) -> dict[str, Any] | None:
-        found = [job for job in self.jobs() if job["job"].startswith(f"cuvee-{order.hash[:12]}-")]
-        return max(found, key=number, default=None)
+    def _attempts(self, order: Order) -> list[dict[str, Any]]:
+        return [job for job in self.jobs() if job["job"].startswith(f"cuvee-{order.hash[:12]}-")]
 
     def _wake(self, order: Order) -> None:
         """Run a job that does nothing."""
         self._awake = True
         name = f"cuvee-wake-{order.hash[:12]}-{uuid4().hex[:8]}"
+        self._start(entrypoint="true", submission_id=name)
         with self._errors():
-            self.client.submit_job(entrypoint="true", submission_id=name)
-            deadline = time.monotonic() + PATIENCE
-            while str(self.client.get_job_status(name)) not in ENDED and time.monotonic() < deadline:
-                time.sleep(0.5)
+            self._wait(name, PATIENCE)
         self._forget(name)
+
+    def _wait(self, name: str, patience: float) -> None:
+        """Until the job has ended, so many seconds at most."""
+        deadline = time.monotonic() + patience
+        while str(self.client.get_job_status(name)) not in ENDED and time.monotonic() < deadline:
+            time.sleep(0.5)
 
     def _forget(self, name: str) -> None:
         """Delete an ended job of which nobody wants to hear."""
@@ -189,8 +192,7 @@ class Cluster:
                         remedy=f"wait for it, or end it with `cuvee stop {last['job']}`",
                     )
                 return str(last["job"]), False
-            attempts = [number(job) for job in self.jobs() if job["job"].startswith(f"{base}-")]
-            taken = max(taken, *attempts, 0) + 1
+            taken = max(taken, *map(number, self._attempts(order)), 0) + 1
             try:
                 return self._submit(order, f"{base}-{taken}"), True
             except Unavailable as error:
@@ -204,15 +206,15 @@ class Cluster:
         environment: dict[str, Any] = {"working_dir": str(order.folder), "env_vars": dict(order.variables)}
         if order.packages:  # Ray cannot set up an empty list
             environment["py_modules"] = [str(package) for package in order.packages]
+        return self._start(entrypoint=order.command, submission_id=name, runtime_env=environment, metadata=metadata)
+
+    def _start(self, **job: Any) -> str:
+        """Give Ray a job, once it takes any. Raises Unavailable when it does not."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 with self._errors():
-                    return str(
-                        self.client.submit_job(
-                            entrypoint=order.command, submission_id=name, runtime_env=environment, metadata=metadata
-                        )
-                    )
+                    return str(self.client.submit_job(**job))
             except Unavailable as error:
                 # The dashboard of a head that has just been started answers before its agent can take a job.
                 if "No available agent" not in str(error) or time.monotonic() > deadline:
@@ -226,11 +228,9 @@ class Cluster:
         folder = shlex.quote(str(asked.get("start", ".")))
         looking = replace(order, command=f"mkdir -p {folder} && cd {folder} && {command}")
         self._submit(looking, name)
-        deadline = time.monotonic() + patience
         with self._errors():
             try:
-                while str(self.client.get_job_status(name)) not in ENDED and time.monotonic() < deadline:
-                    time.sleep(0.5)
+                self._wait(name, patience)
                 log = str(self.client.get_job_logs(name))
                 told = self.client.get_job_info(name)
             finally:

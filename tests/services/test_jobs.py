@@ -116,6 +116,9 @@ def test_a_head_that_has_just_started_gets_time(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("services.jobs.time.sleep", lambda seconds: None)
     assert cluster(client).submit(ORDER) == (f"{BASE}-1", True)
     assert not answers
+    answers += [RuntimeError("No available agent to submit job")] * 3  # also for the job that wakes it
+    assert cluster(client).submit(ORDER) == (f"{BASE}-1", False)
+    assert not answers
     answers += [RuntimeError("No available agent to submit job")] * 1000
     monkeypatch.setattr("services.jobs.PATIENCE", 0.0)
     with pytest.raises(Unavailable, match="No available agent"):
