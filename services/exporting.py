@@ -9,7 +9,6 @@ The names of settings are those of TRL 1.16 (`trl sft --config`), Axolotl's sche
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ class Stage:
         """Steps of warm-up."""
         from training.schedule import warmup_steps
 
-        return warmup_steps(self.settings, math.ceil(self.rows / self.settings.global_batch))
+        return warmup_steps(self.settings, self.settings.steps(self.rows))
 
     @property
     def schedule(self) -> str:

@@ -264,7 +264,7 @@ def _training(plan: Plan, known: Figures) -> list[dict[str, Any]]:
             lines = [s for s in stages if s["stage"] == stage and s["arm"] == _owner(plan, parts.compose)]
             rows, tokens = ([line[name] for line in lines] for name in ("rows", "tokens"))
             settings = arm.arm.document.train_for(stage)
-            steps = None if None in rows else math.ceil(sum(rows) / settings.global_batch)
+            steps = None if None in rows else settings.steps(sum(rows))
             record: dict[str, Any] = {"arms": [arm.arm.name], "stage": stage, "steps": steps}
             record["tokens"] = None if None in tokens else sum(tokens)
             record["status"] = "done" if known.info(parts.train) else "missing"

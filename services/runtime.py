@@ -19,9 +19,8 @@ from cuvee.files import Carrier
 from cuvee.protocols import Generate, Judge
 
 if TYPE_CHECKING:
-    from evaluation.tasks.task import Task
     from selection.assign import Workers
-    from services.capacity import Capacity
+    from services.capacity import Asked, Capacity, Resources
     from services.inference import Engine
     from services.reward import Reward
     from services.steps.base import Context
@@ -134,13 +133,17 @@ class Runtime:
             inference.shutdown_engines()
             self._engines.clear()
 
-    def judge_for(self, context: Context) -> Judge | None:
-        """The judge that the step's config names; the models that it needs are inputs `judge.<model>`."""
-        if not context.config.get("judge"):
+    def judge_for(self, context: Context, default: Any = None) -> Judge | None:
+        """The judge that the step's config names, else `default`, which is written as in a recipe.
+
+        The models that a judge needs are inputs `judge.<model>`.
+        """
+        form = context.config.get("judge") or default
+        if not form:
             return None
         from evaluation import judges
 
-        config = judges.JudgeConfig.parse(context.config["judge"])
+        config = judges.JudgeConfig.parse(form)
         names = sorted(config.model_names())
         if config.kind == "reward":
             rewards = {name: self.reward_for(context, f"judge.{name}") for name in names}
@@ -154,38 +157,33 @@ class Runtime:
         }
         return judges.build(config, generate=generate, spread=self.spread(context))
 
-    def judge_of(self, context: Context, task: Task) -> Judge | None:
-        """The judge of a benchmark that names one itself, which asks no model."""
-        from evaluation import judges
-
-        form = getattr(task, "judge", None)
-        return form and judges.build(judges.JudgeConfig.parse(form), spread=self.spread(context))
-
     def spread(self, context: Context) -> Callable[[Judge], Judge]:
         """Puts judges that take processors on Ray tasks where there are several machines."""
-        from services.capacity import Need, resources
         from services.judging import Spread
 
         if self.address is None or self.capacity.nodes < 2:
             return lambda judge: judge
-        need = Need.model_validate(context.execution.get("sandbox", {}))
-        options = resources("sandbox", self.capacity, need=need).options()
-        options["runtime_env"] = need.environment(self.environment())
+        _, options = self._workers(context, "sandbox")
         return lambda judge: Spread(judge, options)
 
     def reward_for(self, context: Context, name: str) -> Reward:
         """The reward model that the step has as input `name`, on a worker of its own."""
-        from services.capacity import Need, resources
         from services.reward import reward
         from services.steps.model import model_folder
 
         self.ray()
-        need = Need.model_validate(context.execution.get("judge", {}))
-        options = resources("judge", self.capacity, need=need).options()
-        options["runtime_env"] = need.environment(self.environment())
+        _, options = self._workers(context, "judge")
         return reward(partial(self.carrier.here, model_folder(context.inputs[name])), options)
 
     # Resources
+
+    def _workers(self, context: Context, kind: Asked) -> tuple[Resources, dict[str, Any]]:
+        """What a worker of a kind asks for, and Ray's options with its runtime environment."""
+        from services.capacity import Need, resources
+
+        need = Need.model_validate(context.execution.get(kind, {}))
+        found = resources(kind, self.capacity, need=need)
+        return found, found.options() | {"runtime_env": need.environment(self.environment())}
 
     def embedding(self, context: Context) -> dict[str, Any]:
         """What `selection.embedding.embed` may use: an actor a GPU that is there, or one a machine."""
@@ -205,13 +203,10 @@ class Runtime:
     def assigning(self, context: Context) -> Workers | None:
         """Ray tasks for the passes of k-means where there are several machines; else threads here are faster."""
         from selection.assign import Workers
-        from services.capacity import Need, resources
 
         if self.address is None or self.capacity.nodes < 2:
             return None
-        need = Need.model_validate(context.execution.get("cluster", {}))
-        found = resources("cluster", self.capacity, need=need)
-        options = found.options() | {"runtime_env": need.environment(self.environment())}
+        found, options = self._workers(context, "cluster")
         return Workers(self.capacity.members(found), options, self.carrier.here)
 
     def training(self, context: Context) -> tuple[dict[str, Any], dict[str, str]]:

@@ -8,6 +8,7 @@ where people look for them, and are left out of the key by `TrainConfig.key`.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -68,6 +69,10 @@ class TrainConfig(Config):
         if self.warmup >= 1 and self.warmup != int(self.warmup):
             raise ValueError("warmup is a share below 1, or a whole number of steps")
         return self
+
+    def steps(self, rows: int) -> int:
+        """Optimiser steps for `rows` rows of a plan; the last batch may be smaller."""
+        return math.ceil(rows / self.global_batch)
 
     def key(self) -> dict[str, Any]:
         """The fields that decide the result, for a step's key."""

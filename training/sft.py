@@ -37,7 +37,7 @@ from training import model as models
 from training.objective import Objective
 from training.settings import Execution, Lora, Precision, TrainConfig
 
-__all__ = ["Execution", "Lora", "TrainConfig", "TrainResult", "link", "steps_of", "train"]
+__all__ = ["Execution", "Lora", "TrainConfig", "TrainResult", "link", "train"]
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -55,11 +55,6 @@ class TrainResult:
     metrics: Path
     summary: Mapping[str, Any]
     state: Path | None = None
-
-
-def steps_of(rows: int, config: TrainConfig) -> int:
-    """Optimiser steps for `rows` rows of a plan; the last batch may be smaller."""
-    return math.ceil(rows / config.global_batch)
 
 
 def train(

@@ -44,7 +44,7 @@ def evaluate(context: Context) -> dict[str, Any]:
     else:
         engine = context.runtime.engine_for(context, "model")
         task = tasks.get(context.config["task"])
-        judge: Any = context.runtime.judge_for(context) or context.runtime.judge_of(context, task)
+        judge: Any = context.runtime.judge_for(context, getattr(task, "judge", None))
         said = {name: value for name, value in context.config["options"].items() if value is not None}
         options = tasks.EvalOptions.model_validate(
             {**said, **judging(context.config), "data": context.execution.get("data", {})}

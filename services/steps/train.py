@@ -38,7 +38,7 @@ def train(context: Context) -> dict[str, Any]:
     """`model/`, `metrics.jsonl` (one object a step), `train.json`, `state/` for a stage that continues, and
     `marked/<epoch>/` for the epochs at whose end the model is measured."""
     from training.objective import Objective
-    from training.sft import Execution, TrainConfig, steps_of
+    from training.sft import Execution, TrainConfig
     from training.sft import train as fit
 
     settings, execution = context.config, context.execution
@@ -46,9 +46,9 @@ def train(context: Context) -> dict[str, Any]:
     config = TrainConfig.model_validate({**settings["train"], **execution["saving"]})
     plan = inputs["plan"] / f"{stage}.parquet"
     span = [(name.split(".", 2)[2], folder) for name, folder in sorted(inputs.items()) if name.startswith("span.")]
-    lengths = {name: steps_of(count_rows(folder / f"{name}.parquet"), config) for name, folder in span}
+    lengths = {name: config.steps(count_rows(folder / f"{name}.parquet")) for name, folder in span}
     before = list(lengths)[: list(lengths).index(stage)] if lengths else []
-    total = steps_of(count_rows(plan), config)
+    total = config.steps(count_rows(plan))
     where, env = context.runtime.training(context)
     result = fit(
         model=model_folder(inputs["init"]),

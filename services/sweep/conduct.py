@@ -8,7 +8,6 @@ trainings belong to the driver, and what a trial holds while it waits is a hundr
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
 import time
@@ -28,6 +27,7 @@ from services.store import Store
 from services.sweep import trial
 from services.sweep.desk import Ask, Desk
 from services.sweep.places import Places
+from training.settings import TrainConfig
 
 WAIT = 0.5
 """Seconds in which nothing is asked after which trainings are looked at."""
@@ -297,8 +297,8 @@ class Conductor:
         assert running.task.train is not None
         running.reporters = [observer.started(running.task.train) for observer in self.observers]
         running.started = time.monotonic()
-        rows = self._info(running.task.train.inputs["plan"])["rows"]
-        running.steps = math.ceil(rows / running.task.train.config["train"]["global_batch"])
+        config = TrainConfig.model_validate(running.task.train.config["train"])
+        running.steps = config.steps(self._info(running.task.train.inputs["plan"])["rows"])
         self._training.add(number)
         desk.answer(number, {"node": running.task.train})
 
