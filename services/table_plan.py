@@ -39,6 +39,11 @@ class TableState:
         """The state after an operation that changed the rows."""
         return replace(self, rows=node, nodes=(*self.nodes, node), **change)
 
+    def answered(self, node: Node) -> TableState:
+        """The state after an operation that gave rows other answers: vectors made of the old ones are gone."""
+        stale = self.vectors is not None and self.vectors.config["text"] != "instruction"
+        return self.then(node, **({"vectors": None} if stale else {}))
+
     def beside(self, node: Node, **change: Any) -> TableState:
         """The state after a step that left the rows as they are."""
         return replace(self, nodes=(*self.nodes, node), **change)
@@ -230,9 +235,7 @@ class TableBuilder:
                 raise UserError(f"{label}: no clusters to exchange within", remedy="write cluster before corrupt")
             inputs["clusters"] = state.clusters
         node = self.node("corrupt", label, config.model_dump(mode="json"), inputs, seed=self.seeds["sample"])
-        if state.vectors and state.vectors.config["text"] != "instruction":
-            return state.then(node, vectors=None)  # they are of the answers before
-        return state.then(node)
+        return state.answered(node)
 
     def do_embed(self, label: str, config: Any, state: TableState) -> TableState:
         inputs = {"rows": state.rows, "encoder": self.encoder(config.encoder)}
@@ -357,7 +360,7 @@ class TableBuilder:
         node = self.node(
             "respond", label, settings, inputs, seed=self.seeds["generation"], execution=execution, model=model
         )
-        return state.then(node)
+        return state.answered(node)
 
     def judge_models(self, settings: dict[str, Any], value: Any) -> dict[str, Node]:
         """Put a judge's settings into a step's config; the nodes of the models that it needs."""

@@ -143,6 +143,35 @@ def test_inputs_come_first(text: str, tmp_path: Path) -> None:
         seen.add(node.key)
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "stale"),
+    [
+        ("both", "respond: {policy: ssr, judge: text}", True),
+        ("response", "corrupt: 1/2", True),
+        ("instruction", "respond: {policy: ssr, judge: text}", False),
+        ("both", "sample: {amount: 12 rows}", False),
+    ],
+)
+def test_vectors_of_replaced_answers_serve_no_selection(
+    text: str, tmp_path: Path, part: str, change: str, stale: bool
+) -> None:
+    do = f"do: [{{embed: {{text: {part}}}}}, {{{change}}}, {{select: {{method: k_center, amount: 6 rows}}}}]}}\n  chat"
+    chosen = (
+        planned(
+            text.replace("do: [{holdout: {amount: 4 rows, near: null}}]}\n  chat", do).replace(
+                "gold_loss: [math, chat]", "gold_loss: [chat]"
+            ),
+            tmp_path,
+        )
+        .arms[0]
+        .tables["math"]
+        .rows
+    )
+    embedded = chosen.inputs["vectors"].inputs["rows"]
+    assert chosen.step == "select"
+    assert (embedded.key == chosen.inputs["rows"].key) is stale
+
+
 def test_rounds_are_ordinary_steps_and_can_be_measured(text: str, tmp_path: Path) -> None:
     rounds = text.replace(
         "do: [{holdout: {amount: 4 rows, near: null}}]}\n  chat",
