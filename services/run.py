@@ -17,10 +17,12 @@ from cuvee.errors import CuveeError, UserError
 from services import placing, results, sources
 from services.broker import Broker, Observer, Outcome
 from services.capacity import Capacity
+from services.figures import Figures
 from services.graph import Node, ordered
 from services.plan import ArmPlan, Builder, Plan
 from services.recipe import Recipe, load
 from services.redact import redact
+from services.refusals import refusals
 from services.runtime import Runtime
 from services.store import Store
 from services.sweep.run import Sweep
@@ -132,12 +134,14 @@ def _run(request: Request, terminal: Terminal, store: Store, runtime: Runtime) -
     store.check_writable()
     check_judges(plan, store)
     placing.check(plan, store, runtime.capacity)
+    keep_going = len(plan.arms) > 1 if request.keep_going is None else request.keep_going
+    if not keep_going and (refused := refusals(plan, Figures(store))):
+        raise UserError(refused[0])  # of several arms the others can run: there the step refuses it
     name = run_name(plan.recipe)
     targets = plan.targets
     written = [arm for arm in plan.arms if arm.arm.half != "validation"]
     manifest = manifest_of(Plan(recipe, written, plan.missing) if recipe.arms.search else plan, name, request, start)
     store.save_run(name, manifest)
-    keep_going = len(plan.arms) > 1 if request.keep_going is None else request.keep_going
     with ExitStack() as stack:
         tracker = stack.enter_context(RunTracker(store, plan, name))
         lines = StepLines(terminal, 0 if recipe.arms.halved else len(ordered(targets)))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from cuvee.errors import UserError
 from services.arms import expand
 from services.broker import Broker
 from services.figures import Figures, difference, figures
@@ -15,8 +18,10 @@ from services.loss_figures import by_source
 from services.plan import Plan, make_plan
 from services.plan_text import show
 from services.recipe import load, loads
+from services.run import Request, run
 from services.runtime import Runtime
 from services.store import Store
+from services.terminal import Terminal
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = sorted([*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "recipes" / "effects").glob("*.yaml")])
@@ -296,6 +301,13 @@ def test_a_plan_tells_what_a_run_would_refuse(text: str, tmp_path: Path, setting
     found = figures(plan, store)["refused"]
     assert [said in line for line in found] == ([True] * len(found) if said else [])
     assert bool(found) == bool(said)
+    if said:  # and a run of this one arm does so before its first step
+        (tmp_path / "recipe.yaml").write_text(text)
+        request = Request(tmp_path / "recipe.yaml", overrides=settings, store=str(tmp_path / "store"))
+        terminal = Terminal(io.StringIO(), io.StringIO())
+        with pytest.raises(UserError, match=re.escape(said)):
+            run(request, terminal, tmp_path / "log")
+        assert terminal.err.file.getvalue() == ""  # type: ignore[attr-defined]
 
 
 def test_made_lists_tell_what_carries_loss(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
