@@ -44,6 +44,8 @@ class Head:
     dashboard: int = field(default_factory=free_port)
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
+    started: int = 0
+    """Nodes that were ever added."""
 
     @property
     def address(self) -> str:
@@ -93,9 +95,15 @@ class Head:
         raise AssertionError(f"the head did not come up: {(self.folder / 'head.log').read_text()[-2000:]}")
 
     def add_node(self, cpus: int = 2, variables: Mapping[str, str] | None = None) -> None:
-        """Another node of this cluster on this machine. Two that start at once would take each other's sockets."""
+        """Another node of this cluster on this machine.
+
+        It has a folder of its own, as on a machine of its own: in one folder the second node that unpacks a job's
+        working directory takes away that of the first, where the driver may be.
+        """
         before = self.alive()
+        self.started += 1
         command = [str(BIN / "ray"), "start", "--block", "--address", self.gcs, "--num-cpus", str(cpus)]
+        command += ["--temp-dir", str(self.folder / f"n{self.started}")]
         command += ["--object-store-memory", "100000000", "--dashboard-agent-listen-port", str(free_port())]
         command += ["--min-worker-port", "0", "--max-worker-port", "0"]
         with (self.folder / "nodes.log").open("a") as log:
