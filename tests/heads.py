@@ -74,6 +74,8 @@ class Head:
     def start(self, timeout: float = 180.0) -> None:
         """Start, and wait until the dashboard answers."""
         (self.folder / "token").write_text(TOKEN)
+        # Ray takes another node's process on this machine for a head that still runs, if the last address is noted.
+        (self.folder / "ray_current_cluster").unlink(missing_ok=True)
         command = [str(BIN / "ray"), "start", "--head", "--block", "--temp-dir", str(self.folder)]
         command += ["--num-cpus", str(self.cpus), "--port", str(self.port), "--object-store-memory", "200000000"]
         command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard)]
