@@ -15,6 +15,10 @@ APART = 6
 _KINDS = {"own": "own answer", "paraphrase": "paraphrase", "gold": "gold"}
 _LOOKS = {"own": (PALETTE[0], "solid", ""), "paraphrase": (PALETTE[2], "dash", "/"), "gold": (PALETTE[1], "dot", "x")}
 """Colour, dash and pattern of the sources of targets."""
+_READING = {
+    "answer": "A long answer is less probable than a short one that is as natural.",
+    "token": "The further right, the nearer is a target to what the model says anyway.",
+}
 
 
 def mixture(figures: Figures, stages: Sequence[Mapping[str, Any]], several: bool) -> dict[str, Any] | None:
@@ -72,8 +76,8 @@ def _of(response: Mapping[str, Any]) -> str:
     return f"{first} and {len(others)} more" if others else str(first)
 
 
-def logprobs(figures: Figures, label: str, histogram: Mapping[str, Any]) -> dict[str, Any]:
-    """How likely the model finds its own answers, the paraphrases and the gold ones."""
+def logprobs(figures: Figures, label: str, by: str, histogram: Mapping[str, Any]) -> dict[str, Any]:
+    """How likely the model finds its own answers, the paraphrases and the gold ones, `by` answer or token."""
     data: list[Trace] = []
     for kind, found in histogram["kinds"].items():
         color, dash, _ = _LOOKS[kind]
@@ -87,16 +91,13 @@ def logprobs(figures: Figures, label: str, histogram: Mapping[str, Any]) -> dict
                 "y": [*(count / total for count in found["counts"]), 0],
                 "line": {"shape": "hv", "color": color, "dash": dash, "width": 2.5},
                 "meta": f"{_KINDS[kind]}, {found['rows']:,} rows",
-                "hovertemplate": "%{meta}<br>%{x:.2f} nats per token: %{y:.1%}<extra></extra>",
+                "hovertemplate": f"%{{meta}}<br>%{{x:.2f}} nats per {by}: %{{y:.1%}}<extra></extra>",
             }
         )
     means = ", ".join(f"{_KINDS[kind]} {signed(found['mean'])}" for kind, found in histogram["kinds"].items())
-    caption = (
-        f"{label}: log-probability per token under the model that answers (means: {means}). "
-        "The further right, the nearer is a target to what the model says anyway."
-    )
+    caption = f"{label}: log-probability per {by} under the model that answers (means: {means}). {_READING[by]}"
     layout = {
-        "xaxis": {"title": {"text": "nats per token"}, "zeroline": False},
+        "xaxis": {"title": {"text": f"nats per {by}"}, "zeroline": False},
         "yaxis": {"tickformat": ".0%", "rangemode": "tozero", "title": {"text": "rows"}},
     }
     return figures.add(caption, caption, data, layout)

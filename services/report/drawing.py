@@ -29,8 +29,9 @@ def draw(
     for pool in view["pools"]:
         places[pool["key"]] = _pool(figures, pool)
     for response in view["responses"]:
-        found = response["logprobs"]
-        places[response["key"]] = [charts.logprobs(figures, response["label"], found)] if found else []
+        found = response["logprobs"] or {}
+        drawn = [charts.logprobs(figures, response["label"], by, histogram) for by, histogram in found.items()]
+        places[response["key"]] = drawn
     if view["sweep"]:
         lower = view["sweep"]["lower"]
         for curve in view["sweep"]["curves"]:

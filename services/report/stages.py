@@ -67,19 +67,23 @@ def _judge(artifacts: Artifacts, key: str) -> str | None:
 
 
 def _logprobs(artifacts: Artifacts, key: str) -> dict[str, Any] | None:
-    """Histograms over the same bins: the mean log-probability per token (nats) of a row's answer of each kind."""
+    """Histograms of the log-probability (nats) of a row's answer of each kind, by `answer` and by `token` of it."""
     columns = [f"{word}_{name}" for name in TARGETS for word in ("logprob", "tokens")]
     table = artifacts.table(key, "responses.parquet", columns)
-    values: dict[str, np.ndarray] = {}
+    totals: dict[str, np.ndarray] = {}
+    means: dict[str, np.ndarray] = {}
     for name in TARGETS:
         if f"logprob_{name}" in table.column_names:
             total = np.asarray(table[f"logprob_{name}"].to_numpy(zero_copy_only=False), dtype=float)
             tokens = np.asarray(table[f"tokens_{name}"].to_numpy(zero_copy_only=False), dtype=float)
             known = np.isfinite(total) & (tokens > 0)
             if known.any():
-                values[name] = total[known] / tokens[known]
-    if not values:
-        return None
+                totals[name], means[name] = total[known], total[known] / tokens[known]
+    return {"answer": _histogram(totals), "token": _histogram(means)} if totals else None
+
+
+def _histogram(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Counts of each kind over the same bins."""
     everything = np.concatenate(list(values.values()))
     # Single very unlikely answers would squeeze the rest into one bin; they are counted in the first.
     low, high = float(np.quantile(everything, 0.005)), max(float(everything.max()), -1e-9)

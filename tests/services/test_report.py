@@ -116,8 +116,10 @@ def test_the_view_holds_the_artifacts(single: Store) -> None:
     assert len(pool["map"]["x"]) == 60
     assert sum(pool["map"]["selected"]) == 20
     assert view["stages"][0]["realised"][0]["asked_rows"] == 10
-    counts = view["responses"][0]["logprobs"]["kinds"]
-    assert all(sum(found["counts"]) == 20 for found in counts.values())
+    by = {name: found["kinds"] for name, found in view["responses"][0]["logprobs"].items()}
+    assert all(sum(kind["counts"]) == 20 for found in by.values() for kind in found.values())
+    for kind in ("own", "paraphrase", "gold"):  # all answers have ten tokens
+        assert by["answer"][kind]["mean"] == pytest.approx(10 * by["token"][kind]["mean"])
     quiz = view["compared"][0]
     assert (quiz["both"], quiz["gained"], quiz["lost"]) == (3, 1, 1)
     assert {item["change"] for item in quiz["items"]} == {"gained", "lost"}
