@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from services.report.figure import GREY, PALETTE, Figures, Trace, bars, horizontal, looks, names_axis, plain
-from services.report.texts import number, signed
+from services.report.texts import number, signed, told_apart
 
 BARS = 24
 APART = 6
@@ -26,7 +26,8 @@ def mixture(figures: Figures, stages: Sequence[Mapping[str, Any]], several: bool
     lines = [(stage, line) for stage in stages for line in stage["realised"]][:BARS]
     if not lines:
         return None
-    names = [f"{s['stage']} · {line['table']}" + (f" · {s['arms'][0]}" if several else "") for s, line in lines]
+    short = told_apart(stage["arms"][0] for stage in stages)
+    names = [f"{s['stage']} · {line['table']}" + (f" · {short[s['arms'][0]]}" if several else "") for s, line in lines]
     data = [
         bars(word, [line[column] for _, line in lines], names, color, pattern, "%{x:,} rows")
         for word, column, color, pattern in (
@@ -55,7 +56,10 @@ def targets(figures: Figures, responses: Sequence[Mapping[str, Any]]) -> dict[st
         return None
     names = [f"{r['label'].split(' · ')[0]} · {c['source']}" for r, c in lines]
     # Bars of one name would be drawn on one another.
-    names = [f"{name}, {_of(r)}" if names.count(name) > 1 else name for name, (r, _) in zip(names, lines, strict=True)]
+    short = told_apart(arm for response in responses for arm in response["arms"])
+    names = [
+        f"{name}, {_of(r, short)}" if names.count(name) > 1 else name for name, (r, _) in zip(names, lines, strict=True)
+    ]
     columns = {"own": "model_share", "paraphrase": "paraphrase_share", "gold": "gold_share"}
     data = [
         bars(_KINDS[kind], [c.get(column) or 0 for _, c in lines], names, _LOOKS[kind][0], _LOOKS[kind][2], "%{x:.1%}")
@@ -70,9 +74,9 @@ def targets(figures: Figures, responses: Sequence[Mapping[str, Any]]) -> dict[st
     return figures.add(caption, f"{caption} {'; '.join(said)}", data, layout, height=horizontal(len(lines)))
 
 
-def _of(response: Mapping[str, Any]) -> str:
+def _of(response: Mapping[str, Any], short: Mapping[str, str]) -> str:
     """The arms of a step, so that it can be told from others of its name."""
-    first, *others = response["arms"] or [response["key"][-6:]]
+    first, *others = [short[arm] for arm in response["arms"]] or [response["key"][-6:]]
     return f"{first} and {len(others)} more" if others else str(first)
 
 
@@ -107,17 +111,28 @@ def losses(figures: Figures, trainings: Sequence[Mapping[str, Any]]) -> list[dic
     """Loss by step: by source where there are few trainings, else a line an arm."""
     known = [t for t in trainings if t["curve"]]
     if len(known) <= APART:
-        return [_loss_of(figures, t) for t in known]
+        return [_loss_of(figures, title, t) for title, t in zip(_titles(known), known, strict=True)]
     made = []
+    short = told_apart(arm for training in known for arm in training["arms"])
     for stage in dict.fromkeys(t["stage"] for t in known):
         mine = [t for t in known if t["stage"] == stage]
-        data = [_curve(", ".join(t["arms"]), t["curve"], "loss", i) for i, t in enumerate(mine)]
+        data = [_curve(", ".join(short[a] for a in t["arms"]), t["curve"], "loss", i) for i, t in enumerate(mine)]
         caption = f"Loss by step of stage {stage}, in {len(mine)} trainings."
         made.append(figures.add(caption, caption, data, _steps("loss (nats per token)")))
     return made
 
 
-def _loss_of(figures: Figures, training: Mapping[str, Any]) -> dict[str, Any]:
+def _titles(trainings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The label of each training, with its arms where others have the same."""
+    labels = [training["label"] for training in trainings]
+    short = told_apart(arm for training in trainings for arm in training["arms"])
+    return [
+        t["label"] + (f" ({', '.join(short[a] for a in t['arms'])})" if labels.count(t["label"]) > 1 else "")
+        for t in trainings
+    ]
+
+
+def _loss_of(figures: Figures, title: str, training: Mapping[str, Any]) -> dict[str, Any]:
     curve = training["curve"]
     data = [_curve("all", curve, "loss", 0) | {"line": {"color": PALETTE[0], "width": 3}}]
     sources = sorted({name for line in curve for name in line.get("loss_by_source", {})})
@@ -127,7 +142,7 @@ def _loss_of(figures: Figures, training: Mapping[str, Any]) -> dict[str, Any]:
     for i, name in enumerate(held, len(sources) + 1):
         points = [(line["step"], (line.get("validation") or {}).get(name)) for line in curve]
         data.append(_line(f"{name} (held out)", points, i))
-    caption = f"{training['label']}: loss by step, whole and by source."
+    caption = f"{title}: loss by step, whole and by source."
     first, last = number(curve[0].get("loss")), number(curve[-1].get("loss"))
     alt = f"{caption} From {first} to {last} over {training['summary'].get('steps', len(curve))} steps."
     return figures.add(caption, alt, data, _steps("loss (nats per token)"))
@@ -136,16 +151,14 @@ def _loss_of(figures: Figures, training: Mapping[str, Any]) -> dict[str, Any]:
 def rates(figures: Figures, trainings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Learning rate and throughput of all trainings."""
     made = []
-    labels = [training["label"] for training in trainings]
     for key, title, caption in (
         ("lr", "learning rate", "Learning rate by step."),
         ("tokens_per_s", "tokens/s", "Throughput by step, tokens per second."),
     ):
         data = []
-        for i, training in enumerate(trainings):
+        for i, (name, training) in enumerate(zip(_titles(trainings), trainings, strict=True)):
             if any(line.get(key) is not None for line in training["curve"]):
-                arms = f" ({', '.join(training['arms'])})" if labels.count(training["label"]) > 1 else ""
-                data.append(_curve(training["label"] + arms, training["curve"], key, i))
+                data.append(_curve(name, training["curve"], key, i))
         if data:
             layout = _steps(title)
             layout["yaxis"] |= {"rangemode": "tozero", "exponentformat": "power"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import re
+from collections.abc import Iterable
 from typing import Any
 
 UNKNOWN = "–"
@@ -15,6 +17,13 @@ def cut(text: str, length: int = TEXT) -> str:
     """The beginning of a text, white space folded; what is left out is shown by an ellipsis."""
     folded = " ".join(text.split())
     return folded if len(folded) <= length else folded[: length - 1] + "…"
+
+
+def told_apart(arms: Iterable[str]) -> dict[str, str]:
+    """Names of arms without the settings that all of them have."""
+    settings = {arm: re.split(r",(?=[\w.]+=)", arm) for arm in arms}
+    shared = set.intersection(*map(set, settings.values())) if len(settings) > 1 else set()
+    return {arm: ",".join(word for word in words if word not in shared) or arm for arm, words in settings.items()}
 
 
 def number(value: Any, digits: int = 3) -> str:

@@ -17,6 +17,7 @@ from services.report.figure import Figures
 from services.report.gather import gather
 from services.report.pools import project
 from services.report.published import published
+from services.report.texts import told_apart
 from services.report.verdict import standing, verdict
 from services.store import Store
 from tests import reports
@@ -134,6 +135,12 @@ def test_targets_of_several_arms_are_told_apart(single: Store) -> None:
     assert figure is not None
     assert "main: 5 own" in figure["alt"]
     assert "policy=ssr,seed=0 and 1 more: 5 own" in figure["alt"]
+    assert told_apart(["task=qa,k=1/4,mix=[a,b]", "task=qa,k=none,mix=[a,b]", "task=qa,mix=[a,b]"]) == {
+        "task=qa,k=1/4,mix=[a,b]": "k=1/4",
+        "task=qa,k=none,mix=[a,b]": "k=none",
+        "task=qa,mix=[a,b]": "task=qa,mix=[a,b]",  # nothing would be left of it
+    }
+    assert told_apart(["task=qa,k=1/4"] * 2) == {"task=qa,k=1/4": "task=qa,k=1/4"}
 
 
 def test_an_iterative_selection_is_its_last_round_with_the_weights_of_all(single: Store) -> None:
