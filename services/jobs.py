@@ -153,17 +153,17 @@ class Cluster:
         """
         found = max(self._attempts(order), key=number, default=None)
         if found and found["status"] not in ENDED and not self._awake:
-            self._wake(order)
+            self._wake()
             found = max(self._attempts(order), key=number, default=None)
         return found if found and found["status"] not in ENDED else None
 
     def _attempts(self, order: Order) -> list[dict[str, Any]]:
         return [job for job in self.jobs() if job["job"].startswith(f"cuvee-{order.hash[:12]}-")]
 
-    def _wake(self, order: Order) -> None:
+    def _wake(self) -> None:
         """Run a job that does nothing."""
         self._awake = True
-        name = f"cuvee-wake-{order.hash[:12]}-{uuid4().hex[:8]}"
+        name = f"cuvee-wake-{uuid4().hex[:12]}"
         self._start(entrypoint="true", submission_id=name)
         with self._errors():
             self._wait(name, PATIENCE)
@@ -277,10 +277,13 @@ class Cluster:
         return job
 
     def follow(self, name: str, write: Callable[[str], None]) -> dict[str, Any]:
-        """Hand on what a job prints until it has ended; a connection that breaks is made again."""
+        """Hand on what a job prints until it has ended; a connection that breaks is made again.
+
+        It may be the head that broke off: a job that died with it is only known to have ended once it is woken.
+        """
         import aiohttp
 
-        seen, answered = 0, time.monotonic()
+        seen, answered, lost = 0, time.monotonic(), False
 
         async def tail() -> None:
             nonlocal seen
@@ -296,7 +299,12 @@ class Cluster:
             try:
                 asyncio.run(tail())
                 job = self.job(name)
+                if lost and job["status"] not in ENDED:
+                    self._wake()
+                    job = self.job(name)
+                lost = False
             except (CuveeError, RuntimeError, OSError, aiohttp.ClientError) as error:
+                lost = True
                 if time.monotonic() - answered > PATIENCE:
                     raise Unavailable(
                         f"{self.address} has not answered for {PATIENCE:g} s: {error}",

@@ -151,6 +151,16 @@ def test_a_log_that_breaks_off_goes_on_where_it_was(monkeypatch: pytest.MonkeyPa
     assert found["exit_code"] == 2
 
 
+def test_a_job_that_died_with_its_head_while_it_was_followed_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
+    client = Client(details(f"{BASE}-1", "RUNNING"))
+    client.lost = {f"{BASE}-1"}
+    client.log = [["one\n", "break"], ["one\n"]]
+    written: list[str] = []
+    assert cluster(client).follow(f"{BASE}-1", written.append)["status"] == "FAILED"
+    assert written == ["one\n"]
+
+
 def test_a_cluster_that_is_gone_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(0, 1000, 25))
     monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
