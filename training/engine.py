@@ -21,7 +21,6 @@ from training import checkpoint, deepspeed_config, packing
 from training.batches import Micro
 from training.model import decay_groups, keeps_logits, learning, load, sharded_loading
 from training.objective import Objective
-from training.ops import build_cpu_op
 from training.reference import Reference
 from training.regularise import Neftune, target_penalty
 from training.settings import Execution, Precision, TrainConfig
@@ -70,6 +69,8 @@ class Engine:
         self.stage = int(self.layout["stage"])
         settings = deepspeed_config.settings(config, execution, precision)
         torch.manual_seed(stream_seed(seed, "init") % 2**63)
+        if not execution.use_gpu:
+            without_ops()
         with sharded_loading(settings):
             model = load(folder, config, execution, precision)
         native = resume is not None and checkpoint.is_native(resume, self.layout)
@@ -81,8 +82,6 @@ class Engine:
             state = checkpoint.read_portable(init_state)
         if not config.qlora:
             model.to(device)
-        if not execution.use_gpu:
-            build_cpu_op()
         self.engine, *_ = deepspeed.initialize(
             model=model, model_parameters=decay_groups(model, config.weight_decay), config=settings
         )
@@ -231,3 +230,14 @@ def _timed(spent: dict[str, float], name: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     spent[name] += time.perf_counter() - began
+
+
+def without_ops() -> None:
+    """Before DeepSpeed starts on a CPU: leave out its operation for shared memory.
+
+    DeepSpeed compiles it (a minute on two cores, under a guard file that outlives a killed process), and only inference
+    would use it.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__ = {}

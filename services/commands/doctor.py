@@ -69,17 +69,19 @@ def python() -> Iterator[Finding]:
     yield Finding("python", "ok", f"{sys.version.split()[0]} in {sys.prefix}")
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.exists():
-        yield Finding("headers", "bad", "Python.h is missing; DeepSpeed compiles an op", "apt-get install python3-dev")
+        yield Finding(
+            "headers", "bad", "Python.h is missing; vLLM on a CPU compiles against it", "apt-get install python3-dev"
+        )
 
 
 def compiler() -> Iterator[Finding]:
-    """DeepSpeed's CPU back end compiles one C++ op."""
+    """vLLM on a CPU compiles parts of its sampler."""
     path = shutil.which("g++")
     if path:
         text = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()[0]
         yield Finding("compiler", "ok", text)
     else:
-        yield Finding("compiler", "bad", "g++ is missing; training on CPUs needs it", "apt-get install g++")
+        yield Finding("compiler", "bad", "g++ is missing; generating on CPUs needs it", "apt-get install g++")
 
 
 def packages() -> Iterator[Finding]:

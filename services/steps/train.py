@@ -19,7 +19,6 @@ from services.steps.model import model_folder
     "training.settings",
     "training.worker",
     "training.engine",
-    "training.ops",
     "training.reference",
     "training.corpus",
     "training.model",
