@@ -56,7 +56,7 @@ def targets(figures: Figures, responses: Sequence[Mapping[str, Any]]) -> dict[st
         return None
     names = [f"{r['label'].split(' · ')[0]} · {c['source']}" for r, c in lines]
     # Bars of one name would be drawn on one another.
-    short = told_apart(arm for response in responses for arm in response["arms"])
+    short = _short(responses)
     names = [
         f"{name}, {_of(r, short)}" if names.count(name) > 1 else name for name, (r, _) in zip(names, lines, strict=True)
     ]
@@ -72,6 +72,11 @@ def targets(figures: Figures, responses: Sequence[Mapping[str, Any]]) -> dict[st
     layout = {"barmode": "stack", "yaxis": names_axis(names), "xaxis": {"tickformat": ".0%", "range": [0, 1]}}
     caption = "Where the chosen targets come from, by source."
     return figures.add(caption, f"{caption} {'; '.join(said)}", data, layout, height=horizontal(len(lines)))
+
+
+def _short(steps: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The arms of these steps by what tells them apart."""
+    return told_apart(arm for step in steps for arm in step["arms"])
 
 
 def _of(response: Mapping[str, Any], short: Mapping[str, str]) -> str:
@@ -113,7 +118,7 @@ def losses(figures: Figures, trainings: Sequence[Mapping[str, Any]]) -> list[dic
     if len(known) <= APART:
         return [_loss_of(figures, title, t) for title, t in zip(_titles(known), known, strict=True)]
     made = []
-    short = told_apart(arm for training in known for arm in training["arms"])
+    short = _short(known)
     for stage in dict.fromkeys(t["stage"] for t in known):
         mine = [t for t in known if t["stage"] == stage]
         data = [_curve(", ".join(short[a] for a in t["arms"]), t["curve"], "loss", i) for i, t in enumerate(mine)]
@@ -125,7 +130,7 @@ def losses(figures: Figures, trainings: Sequence[Mapping[str, Any]]) -> list[dic
 def _titles(trainings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The label of each training, with its arms where others have the same."""
     labels = [training["label"] for training in trainings]
-    short = told_apart(arm for training in trainings for arm in training["arms"])
+    short = _short(trainings)
     return [
         t["label"] + (f" ({', '.join(short[a] for a in t['arms'])})" if labels.count(t["label"]) > 1 else "")
         for t in trainings

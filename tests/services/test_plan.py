@@ -161,17 +161,9 @@ def test_vectors_of_replaced_answers_serve_no_selection(
     text: str, tmp_path: Path, part: str, change: str, stale: bool
 ) -> None:
     do = f"do: [{{embed: {{text: {part}}}}}, {{{change}}}, {{select: {{method: k_center, amount: 6 rows}}}}]}}\n  chat"
-    chosen = (
-        planned(
-            text.replace("do: [{holdout: {amount: 4 rows, near: null}}]}\n  chat", do).replace(
-                "gold_loss: [math, chat]", "gold_loss: [chat]"
-            ),
-            tmp_path,
-        )
-        .arms[0]
-        .tables["math"]
-        .rows
-    )
+    changed = text.replace("do: [{holdout: {amount: 4 rows, near: null}}]}\n  chat", do)
+    plan = planned(changed.replace("gold_loss: [math, chat]", "gold_loss: [chat]"), tmp_path)
+    chosen = plan.arms[0].tables["math"].rows
     embedded = chosen.inputs["vectors"].inputs["rows"]
     assert chosen.step == "select"
     assert (embedded.key == chosen.inputs["rows"].key) is stale
