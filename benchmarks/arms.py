@@ -1,12 +1,14 @@
 """What an arm costs beside its training: a sweep of tiny arms through Ray Tune against a plain loop.
 
-    python benchmarks/arms.py --toy 100          # steps that compute nothing: the machinery alone
-    python benchmarks/arms.py --trained 8        # a tiny random model is trained: start of an arm to its first step
+    python benchmarks/arms.py
 
-`--toy` runs the same step functions on the same store format three times: called in a plain loop, by the broker alone,
-and by the whole sweep (proposals, records, Tune, trials, broker). `--trained` reads from the metrics of every training
-when its first optimiser step had ended, and takes off the time since the trial began; the plain loop calls the trainer
-with the same inputs. Ray is started before the clock. Results go to `benchmarks/results/arms.txt`.
+`--toy 100` steps that compute nothing: the machinery alone. `--trained 8`: a tiny random model is trained, from the
+start of an arm to its first step. Zero leaves a part out.
+
+The toys run the same step functions on the same store format three times: called in a plain loop, by the broker alone,
+and by the whole sweep (proposals, records, Tune, trials, broker). The other part reads from the metrics of every
+training when its first optimiser step had ended, and takes off the time since the trial began; the plain loop calls the
+trainer with the same inputs. Ray is started before the clock. Results go to `benchmarks/results/arms.txt`.
 """
 
 from __future__ import annotations
@@ -57,13 +59,14 @@ arms:
 
 
 class Silent:
-    """An observer that notes when trainings began."""
+    """An observer that notes when the arms' own trainings began, not the one that they share."""
 
     def __init__(self) -> None:
         self.began: dict[str, float] = {}
 
     def started(self, node: Node) -> Callable[[int, int | None], None]:
-        self.began[node.key] = time.time()
+        if node.step == "train" and node.inputs["init"].step == "train":
+            self.began[node.key] = time.time()
         return lambda done, total: None
 
     def waiting(self, node: Node, holder: str) -> None:
@@ -119,7 +122,7 @@ def looped(recipe: Recipe, folder: Path) -> tuple[float, list[float]]:
     """The step functions called one after the other, each distinct one once; seconds to the first step of each arm."""
     store = Store(str(folder / "none"))
     plan, _ = plan_in(recipe, store)
-    own = {task.train.key for arm in plan.arms if (task := task_of(arm)).train}
+    own = {node.key for node in trainings(plan)}
     firsts = []
     with Runtime(store, log=folder / "log") as runtime:
         runtime.ray()
@@ -140,6 +143,7 @@ def looped(recipe: Recipe, folder: Path) -> tuple[float, list[float]]:
 
 
 def trainings(plan: Plan) -> list[Node]:
+    """The last training of each arm, which its trial runs."""
     return [task.train for arm in plan.arms if (task := task_of(arm)).train]
 
 
@@ -191,8 +195,8 @@ def trained(arms: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--toy", type=int, default=0, metavar="ARMS")
-    parser.add_argument("--trained", type=int, default=0, metavar="ARMS")
+    parser.add_argument("--toy", type=int, default=100, metavar="ARMS")
+    parser.add_argument("--trained", type=int, default=8, metavar="ARMS")
     args = parser.parse_args()
     import ray
 

@@ -2,7 +2,8 @@
 
 Each round runs every contender once, so that a machine that slows down slows all; the best round counts. Beside the
 seconds on the wall there are those of the processor, which other processes disturb less. A contender prints one JSON
-object as its last line; its peak memory is that of its process, with everything that it imported and loaded.
+object at its end (what a library says after it is passed over); its peak memory is that of its process, with
+everything that it imported and loaded.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def run(script: str, contenders: Mapping[str, Sequence[str]], rounds: int) -> di
             done = subprocess.run(command, env={**os.environ, **QUIET}, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
-            records[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
+            last = next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))
+            records[name].append(json.loads(last))
             print(name, records[name][-1], flush=True)
     return records
 
