@@ -14,7 +14,6 @@ import os
 import tempfile
 import time
 from functools import partial
-from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +111,7 @@ if __name__ == "__main__":
             "transformers": transformers,
         },
         lambda rounds: [
-            machine(*packages_distributions()["vllm"], "ray", "transformers", "torch"),
+            machine("vllm", "ray", "transformers", "torch"),
             f"{PROMPTS} prompts, at most {TOKENS} new tokens each, {DTYPE}, greedy; best of {rounds} rounds.",
         ],
         lambda r: {"start s": r["start"], "tokens": r["tokens"], "tokens/s": r["tokens"] / r["seconds"]},

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def machine(*packages: str) -> str:
-    """When, on what, with which versions."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    cpu = names[0].split(":")[1].strip() if names else platform.processor()
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    """When, on what, with which versions. A module that more than one package builds (vllm) is named by its package."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    cpu = models[0].split(":")[1].strip() if models else platform.processor()
+    builders = packages_distributions()
+    names = [builder for name in packages for builder in builders.get(name, [name])]
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     return f"{datetime.now(UTC):%Y-%m-%d}, {cores} cores of {cpu}, load {load:.1f} at the end; {versions}"
 
