@@ -200,7 +200,7 @@ def main() -> None:
     args = parser.parse_args()
     import ray
 
-    from services.cluster import quiet_environment
+    from services.environment import quiet_environment
 
     quiet_environment()
     ray.init(address="local", num_cpus=2, log_to_driver=False, object_store_memory=500_000_000)

@@ -61,7 +61,7 @@ def pipeline() -> None:
 
 def vllm(threads: bool) -> None:
     """With vLLM's own offline class, as its documentation has it."""
-    from services.cluster import quiet_environment
+    from services.environment import quiet_environment
 
     quiet_environment(offline=True)
     if threads:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuvee.errors import Unavailable
 from services.engine import EngineActor
+from services.environment import ENVIRONMENT
 from services.processes import Process, kill
 
 if TYPE_CHECKING:
@@ -92,9 +93,7 @@ class Pool:
         raise Unavailable(f"the engine of {self.engine.name} ends as soon as it is started")
 
     def _environment(self) -> dict[str, str]:
-        from services.cluster import THREAD_ENV
-
-        return THREAD_ENV | {
+        return ENVIRONMENT | {
             "OMP_NUM_THREADS": str(self.need.threads),
             "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if self.gpus else "0",
             "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",

@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _environment() -> None:
     """Settings that must stand before torch or Ray are loaded; what the user has set stays."""
-    from services.cluster import quiet_environment
+    from services.environment import quiet_environment
 
     quiet_environment()
 

@@ -3,8 +3,7 @@
 Without an address a command starts a Ray of its own and ends it again: `ray.init()` would join whatever Ray happens to
 run on the machine, and would leave its choices to that. With an address it joins.
 
-What workers may ask for is in `services.capacity`. Threads that wait must not spin: with two jobs on two cores
-busy-waiting costs a factor of ten.
+What workers may ask for is in `services.capacity`, what they are started with in `services.environment`.
 """
 
 from __future__ import annotations
@@ -24,51 +23,14 @@ import psutil
 
 from cuvee.errors import Unavailable
 from services.capacity import Capacity
+from services.environment import quiet_environment
 from services.groups import free_ended_jobs
 from services.processes import Ledger, Process, kill, tree, wait_gone
-
-
-def has_accelerator() -> bool:
-    """Whether a GPU driver is there. Looks at device files, so that torch need not be loaded."""
-    return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd", "/dev/dxg"))
 
 
 def local_capacity() -> Capacity:
     """What a Ray that is started here will have."""
     return Capacity.of_machine(cores(), len(list(Path("/dev").glob("nvidia[0-9]*"))))
-
-
-THREAD_ENV: dict[str, str] = {
-    # libgomp reads these once, when torch is loaded.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TQDM_DISABLE": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-}
-"""What every process of ours is started with, unless the user has set it otherwise."""
-
-
-def quiet_environment(*, offline: bool = False) -> dict[str, str]:
-    """Put `THREAD_ENV` into this process and return what workers must be given. Call it before torch is loaded.
-
-    `offline` is for runs with built-in and local models only: nothing then waits for a network.
-    """
-    wanted = THREAD_ENV | ({"HF_HUB_OFFLINE": "1"} if offline else {})
-    for key, value in wanted.items():
-        os.environ.setdefault(key, value)
-    if not has_accelerator():
-        # Of this machine alone: a head without accelerators has workers with some.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    return {key: os.environ[key] for key in wanted}
 
 
 @contextmanager
@@ -88,7 +50,7 @@ def connect(
     """
     import ray
 
-    from services.inference import shutdown_engines
+    from services.actors import shutdown_engines
 
     environment = quiet_environment(offline=offline)
     if ray.is_initialized():

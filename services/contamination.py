@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from services.evaluations import items_of
 from services.plan import ArmPlan
-from services.results import items_of
 from services.steps.data import FOUND
 from services.store import Store
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+"""Ray's words for a job that will not go on."""
 SMALL = 0.05
 """CPUs and GPUs below which a group is a trial's own, which stays."""
 
@@ -27,8 +29,6 @@ def free_ended_jobs() -> None:
     import ray
     from ray.util.state import list_jobs
     from ray.util.state.exception import RayStateApiException
-
-    from services.jobs import ENDED
 
     # Without an address Ray looks for any instance on the machine, and fails where it finds two.
     address = ray.get_runtime_context().gcs_address

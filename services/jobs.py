@@ -25,12 +25,12 @@ from typing import Any
 from uuid import uuid4
 
 from cuvee.errors import CuveeError, Unavailable, UserError
+from services.groups import ENDED
 from services.parcel import Parcel
 from services.probe import findings
 from services.redact import redact
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 ANSWER = 10.0
 """Seconds in which a dashboard must answer."""
 PATIENCE = 60.0

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from services.figures import Figures
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from services.figures import Figures
     from services.plan import Plan, StagePlan
 
 

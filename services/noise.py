@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cuvee.errors import UserError, nearest
+from services.evaluations import summary_of
 from services.variants import STREAMS
 
 if TYPE_CHECKING:
@@ -95,9 +96,7 @@ def _record(
 
 def _scores(arm: ArmPlan, store: Store) -> dict[tuple[str, str], tuple[float, str]]:
     """(task, main metric) → (mean, artifact) at the arm's last point; a task without a score is left out."""
-    from services.results import last_point, summary_of
-
-    point = last_point(arm)
+    point = arm.last_point
     return {
         (task, figures["metric"]): (float(figures["mean"]), measure.node.key)
         for measure in arm.measures

@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cuvee.errors import CuveeError
+from services.environment import has_accelerator
 from services.graph import Node
+from services.measures import BASE
 from services.measuring import Measure, Measures
+from services.rounds import unroll
 from services.store import Store
 from services.table_plan import Surroundings, TableBuilder, TableState
 
@@ -45,6 +48,11 @@ class ArmPlan:
     base: Node | None = None
 
     @property
+    def last_point(self) -> str:
+        """The label of its last model."""
+        return list(self.points)[-1] if self.points else BASE
+
+    @property
     def targets(self) -> list[Node]:
         """What has to be made for this arm."""
         tables = [node for state in self.tables.values() for node in (*state.nodes, state.rows)]
@@ -68,8 +76,6 @@ class Plan:
 
 def make_plan(recipe: Recipe, arms: Sequence[Arm], store: Store, *, accelerator: bool | None = None) -> Plan:
     """The plan of a recipe's arms. `accelerator`: whether steps will find GPUs (default: whether this machine has)."""
-    from services.cluster import has_accelerator
-
     where = Surroundings(store, has_accelerator() if accelerator is None else accelerator)
     return Plan(recipe, [Builder(arm, where).build() for arm in arms], where.missing)
 
@@ -96,8 +102,6 @@ class Builder(TableBuilder):
     # Tables
 
     def do_iterate(self, label: str, config: Any, state: TableState) -> TableState:
-        from services.rounds import unroll
-
         return unroll(self, label, config, state)
 
     # Stages

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cuvee.amounts import Amount
+from services.figures import EXACT, Figures, base_of
 
 if TYPE_CHECKING:
-    from services.figures import Figures
     from services.graph import Node
     from services.plan import Plan
 
@@ -28,8 +28,6 @@ def refusals(plan: Plan, known: Figures) -> list[str]:
 
 
 def _amounts(compose: Node, stage: str, known: Figures) -> list[str]:
-    from services.figures import EXACT
-
     found = []
     for table, asked in compose.config["mix"].items():
         size, amount = known.rows(compose.inputs[f"tokens.{table}"]), Amount.parse(asked)
@@ -46,8 +44,6 @@ def _amounts(compose: Node, stage: str, known: Figures) -> list[str]:
 
 
 def _length(train: Node, stage: str, known: Figures) -> str:
-    from services.figures import base_of
-
     config = known.model_config(base_of(train).key)
     if config is None:
         return ""

@@ -6,7 +6,6 @@ a paired t over seeds, corrected (Holm) over the declared contrasts alone.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from cuvee.errors import UserError
 from services import noise
-from services.measuring import Measure
+from services.contamination import contamination
+from services.evaluations import items_of, summary_of
+from services.measures import BASE
 from services.plan import ArmPlan, Plan
 from services.store import Store
 from services.variants import Contrast
@@ -22,7 +23,6 @@ from services.variants import Contrast
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BASE = "base"
 LEVEL = 0.05
 CORRECTED = ", not after correction"
 """Said of a contrast whose own interval excludes 0, when its p by Holm over all declared ones is not below LEVEL."""
@@ -83,20 +83,6 @@ def _told(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
             yield f"{task}.{EQUAL_LENGTH}", {**figures["metrics"][EQUAL_LENGTH], "metric": figures["metric"]}
 
 
-def summary_of(measure: Measure, store: Store) -> dict[str, Any]:
-    """The summary of an evaluation, empty while it is not done."""
-    if store.done(measure.node.key) is None:
-        return {}
-    return dict(json.loads((store.local(measure.node.key) / "summary.json").read_text()))
-
-
-def items_of(measure: Measure, store: Store) -> pa.Table:
-    """The items of an evaluation."""
-    import pyarrow.parquet as pq
-
-    return pq.read_table(store.local(measure.node.key) / "items.parquet")
-
-
 def changes(arm: ArmPlan, store: Store) -> list[dict[str, Any]]:
     """Each point against the base, task by task, in pairs: difference with interval, p and Holm's p over the list."""
     from evaluation.items import concat
@@ -150,7 +136,7 @@ def metric_of(arm: ArmPlan, name: str, at: str, store: Store) -> float | None:
     """
     if name.startswith("rows."):
         return column_mean(arm, name, store)
-    point = last_point(arm) if at == "final" else at
+    point = arm.last_point if at == "final" else at
     if name == "retention.drop":
         return next((r["drop"] for r in retention(arm, store) if r["point"] == point), None)
     word = name.removeprefix("tasks.")
@@ -186,11 +172,6 @@ def column_mean(arm: ArmPlan, name: str, store: Store) -> float | None:
         raise UserError(f"{name}: no column {column!r}", remedy=f"known: {', '.join(known)}")
     values = rows.read(folder, [column])[column]
     return _number(pc.mean(pc.cast(values, "float64")).as_py())
-
-
-def last_point(arm: ArmPlan) -> str:
-    """The label of the last model of an arm."""
-    return list(arm.points)[-1] if arm.points else BASE
 
 
 def contrasts(plan: Plan, store: Store) -> list[dict[str, Any]]:
@@ -250,8 +231,6 @@ def verdict(contrast: Contrast, record: Mapping[str, Any]) -> str:
 
 def collect(plan: Plan, store: Store) -> dict[str, Any]:
     """Everything that a report and `--json` say of a run's results."""
-    from services.contamination import contamination
-
     try:
         declared = contrasts(plan, store)
     except UserError as error:

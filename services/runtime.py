@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuvee.files import Carrier
 from cuvee.protocols import Generate, Judge
+from services.environment import quiet_environment
 
 if TYPE_CHECKING:
     from selection.assign import Workers
@@ -231,9 +232,7 @@ class Runtime:
 
     def environment(self) -> dict[str, str]:
         """Environment of workers: threads, telemetry, offline."""
-        from services import cluster
-
-        return cluster.quiet_environment()
+        return quiet_environment()
 
     def vectors_like(self, context: Context) -> list[Path]:
         """Vector folders of finished embeddings with the same settings, so that only new rows are embedded."""

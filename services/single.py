@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuvee.errors import UserError
 from services.broker import Broker, Observer, Outcome
+from services.environment import has_accelerator
 from services.graph import Node, ordered
 from services.runtime import Runtime
 from services.single_files import whole
@@ -58,7 +59,6 @@ class Session:
 def builder(tree: Mapping[str, Any], store: Store) -> Builder:
     """The builder of a small recipe's one arm. Raises RecipeError, and MissingError for a model that is not there."""
     from services.arms import expand
-    from services.cluster import has_accelerator
     from services.plan import Builder
     from services.recipe import parse
     from services.table_plan import Surroundings

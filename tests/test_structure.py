@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,41 @@ def test_heavy_libraries_are_imported_where_they_are_used() -> None:
 
 def imports_of(node: ast.stmt) -> list[str]:
     return imports(node) if isinstance(node, ast.Import | ast.ImportFrom) else []
+
+
+def test_no_module_needs_itself() -> None:
+    """Imports inside functions count, which hide a circle from Python and not from a reader; names of types do not."""
+    files = {module_of(path): path for package in sorted(OURS) for path in sorted((ROOT / package).rglob("*.py"))}
+    needs = {name: needed(ast.parse(path.read_text()), files) - {name} for name, path in files.items()}
+    wanted = {name: reached(name, needs) for name in needs}
+    circles = sorted({tuple(sorted(b for b in wanted[a] if a in wanted[b])) for a in needs if a in wanted[a]})
+    assert not circles
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def needed(tree: ast.AST, files: Collection[str]) -> set[str]:
+    """Modules of ours that a module imports anywhere outside `if TYPE_CHECKING`."""
+    found: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in files else node.module for name in inner}
+        else:
+            found |= needed(node, files)
+    return found & set(files)
+
+
+def reached(start: str, needs: Mapping[str, set[str]]) -> set[str]:
+    found: set[str] = set()
+    open_ = set(needs[start])
+    while open_:
+        found |= open_
+        open_ = {further for name in open_ for further in needs[name]} - found
+    return found

@@ -129,7 +129,7 @@ def data_packages() -> Iterator[Finding]:
 
 def accelerator() -> Iterator[Finding]:
     """GPUs, and otherwise what the CPU can do."""
-    from services.cluster import has_accelerator
+    from services.environment import has_accelerator
 
     if has_accelerator():
         import torch

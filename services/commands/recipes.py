@@ -46,8 +46,8 @@ def plan(request: Request, as_json: bool) -> None:
 
     Example: cuvee plan recipes/quickstart.yaml --set train.lr=1e-5
     """
-    from services.figures import figures
     from services.placing import placements
+    from services.plan_record import plan_record
     from services.plan_text import show
     from services.run import check_judges, open_plan, read_pools, store_of
     from services.runtime import Runtime
@@ -59,7 +59,7 @@ def plan(request: Request, as_json: bool) -> None:
     if not opened.missing:
         read_pools(opened, where)
         check_judges(opened, where)
-    found = figures(opened, where, accelerator=capacity.gpus > 0) | {
+    found = plan_record(opened, where, accelerator=capacity.gpus > 0) | {
         "machines": str(capacity),
         "placements": placements(opened, where, capacity),
     }

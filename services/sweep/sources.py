@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 
 from cuvee.errors import CuveeError
 from services.arms import arm_name, proposed
+from services.measures import BASE
 from services.measuring import Measure
 from services.plan import ArmPlan, Builder
 from services.recipe import Recipe
-from services.results import BASE, last_point, metric_of
+from services.results import metric_of
 from services.search import VALIDATION
 from services.store import Store
 from services.sweep.conduct import Task
@@ -34,7 +35,7 @@ def task_of(plan: ArmPlan, measures: Sequence[Measure] | None = None) -> Task:
 
 def needed(plan: ArmPlan, metrics: Sequence[str]) -> list[Measure]:
     """The evaluations without which these metrics are not known."""
-    final = last_point(plan)
+    final = plan.last_point
     found: dict[str, Measure] = {}
     for name in metrics:
         if name.split(".")[0] == VALIDATION:

@@ -13,18 +13,19 @@ from typing import Any
 
 import pytest
 
-from services.cluster import THREAD_ENV, object_store_bytes, quiet_environment
+from services.cluster import object_store_bytes
+from services.environment import ENVIRONMENT, quiet_environment
 from services.processes import Process, wait_gone
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in THREAD_ENV:
-        monkeypatch.setenv(key, THREAD_ENV[key])
+    for key in ENVIRONMENT:
+        monkeypatch.setenv(key, ENVIRONMENT[key])
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert quiet_environment() == THREAD_ENV | {"TOKENIZERS_PARALLELISM": "true"}
+    assert quiet_environment() == ENVIRONMENT | {"TOKENIZERS_PARALLELISM": "true"}
     assert "HF_HUB_OFFLINE" not in os.environ
     assert quiet_environment(offline=True)["HF_HUB_OFFLINE"] == "1"
     monkeypatch.delenv("HF_HUB_OFFLINE")

@@ -10,8 +10,9 @@ import pytest
 from cuvee.errors import UserError
 from services.arms import expand
 from services.costs import RATING_PROMPT, VERDICT, WORDING, lines
-from services.figures import CHARACTERS_PER_TOKEN, figures
+from services.figures import CHARACTERS_PER_TOKEN
 from services.plan import Plan, make_plan
+from services.plan_record import plan_record
 from services.recipe import loads
 from services.run import check_judges, read_pools
 from services.store import Store
@@ -51,7 +52,7 @@ def planned(text: str, tmp_path: Path, *settings: str) -> tuple[Plan, Store]:
 
 
 def test_what_an_api_is_asked_and_costs(text: str, tmp_path: Path) -> None:
-    found = figures(*planned(text, tmp_path))["api"]
+    found = plan_record(*planned(text, tmp_path))["api"]
     each = 14 / CHARACTERS_PER_TOKEN
     by_step = {(call["step"], call["model"]): call for call in found}
     # 24 rows less 4 held out: 20 own answers and at most 20 paraphrases, whose prompt has more around it.
@@ -76,7 +77,7 @@ def test_what_an_api_is_asked_and_costs(text: str, tmp_path: Path) -> None:
 def test_costs_wait_for_rows_that_nobody_has_counted(text: str, tmp_path: Path) -> None:
     recipe = loads(text)
     store = Store(str(tmp_path / "empty"))
-    found = figures(make_plan(recipe, expand(recipe), store), store)["api"]
+    found = plan_record(make_plan(recipe, expand(recipe), store), store)["api"]
     asked = next(call for call in found if call["step"] == "qa · respond")
     assert asked["requests"] is None
     assert "known after" in asked["certainty"]

@@ -65,7 +65,7 @@ def test_what_is_read_from_the_runs(text: str, tmp_path: Path, monkeypatch: pyte
     values = dict(zip((arm.arm.name for arm in plan.arms), (1.0, 2.0, 3.0, 1.0, 1.0), strict=True))
     keys = {measure.node.key: values[arm.arm.name] for arm in reversed(plan.arms) for measure in arm.measures}
     monkeypatch.setattr(
-        "services.results.summary_of",
+        "services.noise.summary_of",
         lambda measure, store: {measure.task: {"metric": "loss", "mean": keys[measure.node.key]}},
     )
     (found,) = noise.measured(plan, Store(str(tmp_path / "store")))
@@ -83,7 +83,7 @@ def test_repeats_that_move_all_streams_tell_the_whole(
     recipe = loads(text.replace("arms:", "repeat: {seeds: [0, 1, 2], vary: [sample, order]}\narms:"))
     plan = make_plan(recipe, expand(recipe), Store(str(tmp_path / "store")))
     monkeypatch.setattr(
-        "services.results.summary_of",
+        "services.noise.summary_of",
         lambda measure, store: {measure.task: {"metric": "loss", "mean": float(int(measure.node.key[-6:], 16))}},
     )
     found = noise.measured(plan, Store(str(tmp_path / "store")))

@@ -12,10 +12,11 @@ import pytest
 from cuvee.errors import UserError
 from services.arms import expand
 from services.broker import Broker
-from services.figures import Figures, difference, figures
+from services.figures import Figures
 from services.graph import ordered
 from services.loss_figures import by_source
 from services.plan import Plan, make_plan
+from services.plan_record import difference, plan_record
 from services.plan_text import show
 from services.recipe import load, loads
 from services.run import Request, run
@@ -269,7 +270,7 @@ def test_figures_say_how_sure_they_are(text: str, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     known = Figures(store)
     assert known.rows(plan.arms[0].tables["math"].rows).certainty.startswith("known after")
-    found = figures(plan, store)
+    found = plan_record(plan, store)
     assert found["done"] == 0
     assert found["sharing"]["steps"] < found["sharing"]["steps without sharing"]
 
@@ -286,11 +287,11 @@ def test_figures_say_how_sure_they_are(text: str, tmp_path: Path) -> None:
 def test_a_plan_tells_what_a_run_would_refuse(text: str, tmp_path: Path, settings: list[str], said: str) -> None:
     plan = planned(text, tmp_path, *settings)
     store = Store(str(tmp_path / "store"))
-    assert figures(plan, store)["refused"] == []  # nothing is known yet
+    assert plan_record(plan, store)["refused"] == []  # nothing is known yet
     with Runtime(store, log=tmp_path / "log") as runtime:
         stages = plan.arms[0].stages.values()
         Broker(store, runtime).run([n for s in stages for name, n in s.train.inputs.items() if "tokens" in name])
-    found = figures(plan, store)["refused"]
+    found = plan_record(plan, store)["refused"]
     assert [said in line for line in found] == ([True] * len(found) if said else [])
     assert bool(found) == bool(said)
     if said:  # and a run of this one arm does so before its first step
@@ -309,7 +310,7 @@ def test_made_lists_tell_what_carries_loss(text: str, tmp_path: Path, capsys: py
     store = Store(str(tmp_path / "store"))
     with Runtime(store, log=tmp_path / "log") as runtime:
         Broker(store, runtime).run([stage.compose for arm in plan.arms for stage in arm.stages.values()])
-    found = figures(plan, store)
+    found = plan_record(plan, store)
     entries = {(entry["stage"], entry["table"], entry["objective"]): entry for entry in found["objective"]}
     assert set(entries) == {
         ("special", "math", "sft"),  # of stage `general` too
