@@ -22,6 +22,7 @@ from uuid import uuid4
 import psutil
 
 from cuvee.errors import Unavailable
+from services.actors import shutdown_engines
 from services.capacity import Capacity
 from services.environment import quiet_environment
 from services.groups import free_ended_jobs
@@ -49,8 +50,6 @@ def connect(
     command has left is ended first. Raises Unavailable when Ray cannot be started or joined.
     """
     import ray
-
-    from services.actors import shutdown_engines
 
     environment = quiet_environment(offline=offline)
     if ray.is_initialized():
