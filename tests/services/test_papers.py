@@ -78,10 +78,11 @@ def test_strategies_of_dmt() -> None:
     arms = arms_of("dmt/table1")
     shapes = {
         what: {name: list(stage.mix) for name, stage in arms[f"what={what},model=l7"].document.stages.items()}
-        for what in ("general", "multi_task", "sequential", "mixed_sequential", "dmt")
+        for what in ("general", "code", "multi_task", "sequential", "mixed_sequential", "dmt")
     }
     assert shapes == {
-        "general": {"only": ["chat"]},
+        "general": {"chat": ["chat"]},
+        "code": {"code": ["code"]},  # as the first stage of the sequence, so that one training serves both
         "multi_task": {"general": ["code", "math", "chat"]},
         "sequential": {"code": ["code"], "math": ["math"], "chat": ["chat"]},
         "mixed_sequential": {"special": ["code", "math"], "general": ["chat"]},
