@@ -15,8 +15,8 @@ Ask = tuple[Kind, int, float, Need]
 """Kind of worker, how many, accelerators of each where there are any, what the recipe says."""
 
 
-def asks(node: Node) -> Iterator[Ask]:
-    """What workers a step starts."""
+def asks(node: Node, capacity: Capacity) -> Iterator[Ask]:
+    """What workers a step starts. Kinds whose rule fits any machine are told only where the recipe says more."""
     said: Mapping[str, Any] = node.execution
     if node.step == "embed":
         yield "embed", 1, 1.0, Need.model_validate(said.get("embed", {}))
@@ -27,6 +27,11 @@ def asks(node: Node) -> Iterator[Ask]:
     if node.step == "train":
         where = said["execution"]
         yield "train", int(where.get("workers", 1)), 1.0, Need.of_training(where)
+    several = sum(group.most for group in capacity.groups) > 1
+    kinds: tuple[Kind, ...] = ("judge", "sandbox", "cluster") if several else ("judge",)  # one machine has no tasks
+    for kind in kinds:
+        if kind in said:
+            yield kind, 1, 1.0, Need.model_validate(said[kind])
 
 
 def placements(plan: Plan, store: Store, capacity: Capacity) -> list[dict[str, Any]]:
@@ -35,7 +40,7 @@ def placements(plan: Plan, store: Store, capacity: Capacity) -> list[dict[str, A
     for node in ordered(plan.targets):
         if store.done(node.key) is not None:
             continue
-        for kind, workers, gpus, need in asks(node):
+        for kind, workers, gpus, need in asks(node, capacity):
             record = _placed(kind, workers, gpus, need, capacity)
             known = found.setdefault(str(record), {**record, "steps": []})
             known["steps"].append(node.label)

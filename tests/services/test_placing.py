@@ -48,3 +48,14 @@ def test_a_step_that_fits_nowhere_is_refused_before_the_first(tiny_model: Path, 
     made, store = plan(tmp_path, tiny_model, "{workers: 9}")
     with pytest.raises(UserError, match=r"sft · train: 9 x .* fit no machine of this cluster"):
         check(made, store, Capacity((HEAD, GPUS)))
+
+
+def test_sandboxes_that_fit_nowhere_are_refused_as_well(tiny_model: Path, tmp_path: Path) -> None:
+    made, store = plan(tmp_path, tiny_model, "{resources: {sandbox: {labels: {pool: cheap}}}}")
+    with pytest.raises(UserError, match=r"respond: 1 x .*pool=cheap fit no machine of this cluster"):
+        check(made, store, Capacity((HEAD, GPUS)))
+    cheap = Group("cheap", 16, 0, 60e9, {"pool": "cheap"}, up=0, most=8)
+    found = {place["worker"]: place for place in placements(made, store, Capacity((HEAD, GPUS, cheap)))}
+    assert (found["sandbox"]["when"], found["sandbox"]["why"]) == ("later", "waits for machines of the group cheap")
+    # A machine alone runs them in the command's own process, and no label is asked for.
+    check(made, store, Capacity((Group("this machine", 8, 0, 30e9),)))
