@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from services.report.texts import p_value
+
 _NOISE = {True: "yes", False: "no", None: "no interval"}
 
 
@@ -133,11 +135,6 @@ def cell(text: str) -> str:
 def value(of: Any) -> str:
     """A setting as it would be written."""
     return of if isinstance(of, str) else json.dumps(of, ensure_ascii=False)
-
-
-def p_value(p: float) -> str:
-    """A p-value to three places; what is smaller is said to be."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _short(key: str | None) -> str:

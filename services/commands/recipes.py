@@ -201,6 +201,8 @@ def show_results(terminal: Any, found: dict[str, Any]) -> None:
     """The table at the end of a run."""
     from rich.table import Table
 
+    from services.report.texts import p_value
+
     changes = {(c["arm"], c["point"], c["task"]): c for c in found["changes"]}
     arms = dict.fromkeys(s["arm"] for s in found["scores"])
     for arm in arms:
@@ -242,7 +244,8 @@ def show_results(terminal: Any, found: dict[str, Any]) -> None:
             terminal.out.print(f"best: {search['winner']['arm']} ({scores}), by {search['rule']}", markup=False)
     for contrast in found["contrasts"]:
         figures = f": {contrast['mean']:+.4f}" if "mean" in contrast else ""
-        figures += f", p = {contrast['p']:.3f}" if contrast.get("n", 0) > 1 else ""  # one seed has none
+        if contrast.get("n", 0) > 1:  # one seed has none
+            figures += f" ({contrast['low']:+.4f} to {contrast['high']:+.4f}), p (Holm) {p_value(contrast['p_holm'])}"
         terminal.out.print(f"contrast {contrast['name']}{figures}: {contrast['verdict']}", markup=False)
     if found["noise"]:
         show_noise(terminal, found["noise"])

@@ -37,7 +37,7 @@ def html(view: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("number", "signed", "percent", "between", "signed_between", "duration", "moment", "cut")
+    names = ("number", "p_value", "signed", "percent", "between", "signed_between", "duration", "moment", "cut")
     environment.filters |= {name: getattr(texts, name) for name in names}
     environment.filters["address"] = address
     environment.filters["sentence"] = lambda text: f"{text[:1].upper()}{text[1:].rstrip('.')}."

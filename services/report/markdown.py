@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from services.report.texts import between, number, percent, signed, signed_between
+from services.report.texts import between, number, p_value, percent, signed, signed_between
 
 Cells = list[list[Any]]
 
@@ -49,7 +49,7 @@ def _changes(results: Mapping[str, Any]) -> Cells:
     found = []
     for c in results["changes"]:
         interval = signed_between(c["low"], c["high"])
-        figures = [signed(c["difference"]), interval, number(c["p_holm"])]
+        figures = [signed(c["difference"]), interval, p_value(c["p_holm"])]
         found.append([c["arm"], c["point"], c["task"], *figures, c["standing"]])
     return found
 
@@ -71,7 +71,7 @@ def _contrasts(results: Mapping[str, Any]) -> Cells:
     found = []
     for c in results["contrasts"]:
         interval = signed_between(c.get("low"), c.get("high"))
-        found.append([c["name"], signed(c.get("mean")), interval, number(c.get("p_holm")), c["verdict"]])
+        found.append([c["name"], signed(c.get("mean")), interval, p_value(c.get("p_holm")), c["verdict"]])
     return found
 
 

@@ -39,6 +39,13 @@ def number(value: Any, digits: int = 3) -> str:
     return str(value)
 
 
+def p_value(value: Any) -> str:
+    """Three decimals; what is smaller is said to be."""
+    if value is None or value != value:
+        return UNKNOWN
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def signed(value: Any) -> str:
     """Three decimals with a sign."""
     if value is None or value != value:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import io
+import math
+from types import SimpleNamespace
 
+import pytest
+from rich.console import Console
+
+from services.commands.recipes import show_results
 from services.terminal import pace
 
 
@@ -13,3 +19,16 @@ from services.terminal import pace
 )
 def test_pace(done: int, seconds: float, said: str) -> None:
     assert pace(done, seconds) == said
+
+
+def test_a_contrast_is_told_with_interval_and_corrected_p() -> None:
+    out = Console(file=io.StringIO(), width=200)
+    several = {"name": "less drift", "mean": -0.1652, "low": -0.2942, "high": -0.0361, "n": 4, "p_holm": 7.7e-05}
+    one = {"name": "one seed", "mean": 0.5, "low": math.nan, "high": math.nan, "n": 1, "p_holm": math.nan}
+    contrasts = [{**several, "verdict": "as expected: less"}, {**one, "verdict": "greater, of one seed: no interval"}]
+    found = {"changes": [], "scores": [], "retention": [], "contamination": [], "contrasts": contrasts, "noise": []}
+    show_results(SimpleNamespace(out=out), found)
+    assert out.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "contrast less drift: -0.1652 (-0.2942 to -0.0361), p (Holm) <0.001: as expected: less",
+        "contrast one seed: +0.5000: greater, of one seed: no interval",
+    ]
