@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from services.report.texts import cut
+from services.report.texts import cut, ends
 
 PALETTE = (
     "#2f7fd1", "#d4600a", "#0a8a62", "#a65cc0", "#d1445a", "#1590a8", "#a36f2c", "#7c8a12", "#d1579b", "#7b8290",
@@ -77,7 +77,7 @@ def names_axis(names: Iterable[str]) -> dict[str, Any]:
     listed = list(names)
     return {
         "tickvals": list(range(len(listed))),
-        "ticktext": [plain(name, NAME) for name in listed],
+        "ticktext": [plain(ends(name, NAME)) for name in listed],
         "range": [len(listed) - 0.4, -0.6],
         "automargin": True,
         "zeroline": False,

@@ -19,6 +19,12 @@ def cut(text: str, length: int = TEXT) -> str:
     return folded if len(folded) <= length else folded[: length - 1] + "…"
 
 
+def ends(text: str, length: int) -> str:
+    """Beginning and end of a name: names of arms begin alike and differ at the end, tasks the other way about."""
+    tail = length // 2
+    return text if len(text) <= length else f"{text[: length - 1 - tail]}…{text[-tail:]}"
+
+
 def told_apart(arms: Iterable[str]) -> dict[str, str]:
     """Names of arms without the settings that all of them have."""
     settings = {arm: re.split(r",(?=[\w.]+=)", arm) for arm in arms}

@@ -17,7 +17,7 @@ from services.report.figure import Figures
 from services.report.gather import gather
 from services.report.pools import project
 from services.report.published import published
-from services.report.texts import told_apart
+from services.report.texts import ends, p_value, told_apart
 from services.report.verdict import standing, verdict
 from services.store import Store
 from tests import reports
@@ -253,3 +253,10 @@ def test_markdown_and_json(single: Store, several: Store, tmp_path: Path) -> Non
     assert view["results"]["scores"][0]["mean"] == 0.5
     sparse = json.loads(write(several, RUN, tmp_path / "several.json").read_text())
     assert sparse["results"]["contrasts"][0]["p"] is None
+
+
+def test_long_names_keep_both_ends_and_small_p_is_not_nought() -> None:
+    assert ends("accuracy.qa", 26) == "accuracy.qa"
+    assert ends("gold_loss.chat · sentence,seed=0", 26) == "gold_loss.ch…ntence,seed=0"
+    assert len(ends("x" * 27, 26)) == 26
+    assert [p_value(p) for p in (0.0004, 0.001, 0.5, None, float("nan"))] == ["<0.001", "0.001", "0.500", "–", "–"]
