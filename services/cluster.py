@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -83,7 +84,8 @@ def connect(
         try:
             if address and not _reachable(address):
                 raise ConnectionError("nobody listens there")
-            ray.init(**settings)
+            with _own_terminations():
+                ray.init(**settings)
         except (ConnectionError, OSError, RuntimeError, TimeoutError) as error:
             ray.shutdown()
             place = f"joined at {address}" if address else "started"
@@ -151,6 +153,24 @@ def _worker_output(log: Any) -> Iterator[None]:
         yield
     finally:
         worker.print_to_stdstream = usual
+
+
+@contextmanager
+def _own_terminations() -> Iterator[None]:
+    """Keep the handler of SIGTERM over `ray.init`, which replaces it by an exit.
+
+    Below Python it also puts one that aborts a process which is not gone three seconds later, in the middle of its
+    clean-up (Ray's pull request 64830). A handler that is set after it lies above.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        # Where nobody had one, Ray's exit is better than none.
+        signal.signal(signal.SIGTERM, before if callable(before) else signal.getsignal(signal.SIGTERM))
 
 
 def _reachable(address: str) -> bool:

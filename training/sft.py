@@ -254,6 +254,8 @@ def _fit(job: Any, cpus: float, env: Mapping[str, str]) -> dict[str, Any]:
     )
     try:
         result = trainer.fit()
+    except SystemExit as stopped:
+        raise KeyboardInterrupt from stopped  # how Ray Train answers to the first one: it exits, as if all were done
     except TrainingFailedError as failed:
         raise Unavailable(_first_cause(failed), remedy=f"more is in the logs of {job.work}") from failed
     summary = result.return_value

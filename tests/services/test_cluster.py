@@ -86,6 +86,32 @@ def test_an_embedded_ray_is_quiet_and_ends(tmp_path: Path) -> None:
     assert "chatter of a worker" in (tmp_path / "log.txt").read_text()
 
 
+SLOW = """
+import signal, sys, time
+from pathlib import Path
+from services.cluster import connect
+
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+try:
+    with connect(cpus=2, log_file=Path(sys.argv[1]) / "log.txt"):
+        print("ready", flush=True)
+        time.sleep(600)
+except KeyboardInterrupt:
+    time.sleep(5)
+    print("put away", flush=True)
+"""
+
+
+def test_what_is_ended_keeps_its_own_handler_and_has_time(tmp_path: Path) -> None:
+    """Ray's handler would exit in its place, and the one below that aborts what is not gone after three seconds."""
+    child = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGTERM)
+    out, _ = child.communicate(timeout=120)
+    assert (out, child.returncode) == ("put away\n", 0)
+
+
 @pytest.mark.kill
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_outlives_a_command_that_is_killed(tmp_path: Path, how: signal.Signals) -> None:
