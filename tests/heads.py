@@ -72,7 +72,7 @@ class Head:
         }
 
     def start(self, timeout: float = 180.0) -> None:
-        """Start, and wait until the dashboard answers."""
+        """Start, and wait until the dashboard answers and knows the head as a node, which takes a moment more."""
         (self.folder / "token").write_text(TOKEN)
         # Ray takes another node's process on this machine for a head that still runs, if the last address is noted.
         (self.folder / "ray_current_cluster").unlink(missing_ok=True)
@@ -89,10 +89,11 @@ class Head:
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 httpx.get(f"{self.address}/api/version", timeout=5)
+                if self.alive():
+                    return
             except httpx.TransportError:
-                time.sleep(0.5)
-            else:
-                return
+                pass
+            time.sleep(0.5)
         self.stop()
         raise AssertionError(f"the head did not come up: {(self.folder / 'head.log').read_text()[-2000:]}")
 
