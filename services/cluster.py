@@ -168,6 +168,11 @@ def _own_terminations() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit:  # one that came in the meantime
+        signal.alarm(0)
+        if callable(before):
+            before(signal.SIGTERM, None)
+        raise
     finally:
         # Where nobody had one, Ray's exit is better than none.
         signal.signal(signal.SIGTERM, before if callable(before) else signal.getsignal(signal.SIGTERM))
