@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from services.report.texts import p_value
+from services.texts import p_value
 
 _NOISE = {True: "yes", False: "no", None: "no interval"}
 

@@ -12,6 +12,7 @@ import click
 
 from cuvee.errors import UserError
 from services.commands.common import print_json, request_options, store_option
+from services.texts import p_value
 from services.variants import STREAMS
 
 if TYPE_CHECKING:
@@ -200,8 +201,6 @@ def tail(log: Path, lines: int = 6) -> str:
 def show_results(terminal: Any, found: dict[str, Any]) -> None:
     """The table at the end of a run."""
     from rich.table import Table
-
-    from services.report.texts import p_value
 
     changes = {(c["arm"], c["point"], c["task"]): c for c in found["changes"]}
     arms = dict.fromkeys(s["arm"] for s in found["scores"])

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from services.report.figure import GREY, PALETTE, Figures, Trace, bars, horizontal, looks, names_axis, plain
-from services.report.texts import number, signed, told_apart
+from services.texts import number, signed, told_apart
 
 BARS = 24
 APART = 6

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from services.report.texts import cut
+from services.texts import cut
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from services.report.texts import cut, ends
+from services.texts import cut, ends
 
 PALETTE = (
     "#2f7fd1", "#d4600a", "#0a8a62", "#a65cc0", "#d1445a", "#1590a8", "#a36f2c", "#7c8a12", "#d1579b", "#7b8290",

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from services.report import texts
+from services import texts
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from services.report.texts import between, number, p_value, percent, signed, signed_between
+from services.texts import between, number, p_value, percent, signed, signed_between
 
 Cells = list[list[Any]]
 

@@ -17,7 +17,7 @@ from services.report.figure import (
     plain,
     wrapped,
 )
-from services.report.texts import number, percent
+from services.texts import number, percent
 
 COLOURED = 9
 """Clusters that are told apart by colour; with more, colours would repeat."""

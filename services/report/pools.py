@@ -17,7 +17,7 @@ import numpy as np
 
 from services.report import clusters
 from services.report.artifacts import Artifacts
-from services.report.texts import cut
+from services.texts import cut
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,7 +7,7 @@ from typing import Any
 
 from services.report.figure import BAD, GOOD, GREY, PALETTE, Figures, Trace, horizontal, names_axis, plain
 from services.report.sweep import is_loss
-from services.report.texts import number, signed, signed_between
+from services.texts import number, signed, signed_between
 
 ROWS = 40
 """Rows of a figure, at most: in a forest plot those with the clearest differences."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from services.report.figure import GREY, PALETTE, Figures, Trace, looks, plain
 from services.report.sweep_charts import ARMS, LAWS, band, said
-from services.report.texts import number
+from services.texts import number
 
 FIGURES = 12
 _STATUS = {"finished": (PALETTE[0], "circle"), "stopped": (PALETTE[1], "x"), "failed": (PALETTE[4], "triangle-down")}

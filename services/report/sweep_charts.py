@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from services.report.figure import Figures, Trace, looks, plain
-from services.report.texts import number
+from services.texts import number
 
 LAWS = "Dotted: power law with its 95% band:"
 METRICS = 12

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from services.report.sweep import final_point, is_loss
-from services.report.texts import number, signed, signed_between
 from services.results import CORRECTED
+from services.texts import number, signed, signed_between
 
 LEVEL = 0.05
 NAMED = 3

@@ -17,9 +17,9 @@ from services.report.figure import Figures
 from services.report.gather import gather
 from services.report.pools import project
 from services.report.published import published
-from services.report.texts import ends, p_value, told_apart
 from services.report.verdict import standing, verdict
 from services.store import Store
+from services.texts import ends, p_value, told_apart
 from tests import reports
 from tests.reports import RUN, Maker, arm, change, score
 

@@ -1,4 +1,4 @@
-"""How values look: for people, in any of the forms of a report."""
+"""How values look: for people, in any of the forms of a report, and in the terminal."""
 
 from __future__ import annotations
 
