@@ -23,6 +23,7 @@ from uuid import uuid4
 import psutil
 
 from cuvee.errors import Unavailable
+from cuvee.signals import own_handler
 from services.actors import shutdown_engines
 from services.capacity import Capacity
 from services.environment import quiet_environment
@@ -84,7 +85,7 @@ def connect(
         try:
             if address and not _reachable(address):
                 raise ConnectionError("nobody listens there")
-            with _own_terminations():
+            with own_handler(signal.SIGTERM, or_theirs=True):
                 ray.init(**settings)
         except (ConnectionError, OSError, RuntimeError, TimeoutError) as error:
             ray.shutdown()
@@ -153,29 +154,6 @@ def _worker_output(log: Any) -> Iterator[None]:
         yield
     finally:
         worker.print_to_stdstream = usual
-
-
-@contextmanager
-def _own_terminations() -> Iterator[None]:
-    """Keep the handler of SIGTERM over `ray.init`, which replaces it by an exit.
-
-    Below Python it also puts one that aborts a process which is not gone three seconds later, in the middle of its
-    clean-up (Ray's pull request 64830). A handler that is set after it lies above.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    except SystemExit:  # one that came in the meantime
-        signal.alarm(0)
-        if callable(before):
-            before(signal.SIGTERM, None)
-        raise
-    finally:
-        # Where nobody had one, Ray's exit is better than none.
-        signal.signal(signal.SIGTERM, before if callable(before) else signal.getsignal(signal.SIGTERM))
 
 
 def _reachable(address: str) -> bool:

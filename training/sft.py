@@ -32,6 +32,7 @@ from typing import Any, cast
 from cuvee.environment import defaults
 from cuvee.errors import CuveeError, DataError, Unavailable, UserError
 from cuvee.files import Carrier, SharedDisk
+from cuvee.signals import own_handler
 from training import corpus, deepspeed_config, memory
 from training import model as models
 from training.objective import Objective
@@ -156,7 +157,7 @@ def train(
     job.work.mkdir(parents=True, exist_ok=True)
     job.out.mkdir(parents=True, exist_ok=True)
     metrics = job.work / "metrics.jsonl"
-    with _following(metrics, progress, job.carrier), _own_interrupts(), defaults(_ray_train_settings()):
+    with _following(metrics, progress, job.carrier), own_handler(signal.SIGINT), defaults(_ray_train_settings()):
         summary = _fit(job, cpus, env or {})
     for made in (metrics, job.out, *(job.work / MARKED / name for name in job.marks)):
         job.carrier.fetch(made)
@@ -254,8 +255,6 @@ def _fit(job: Any, cpus: float, env: Mapping[str, str]) -> dict[str, Any]:
     )
     try:
         result = trainer.fit()
-    except SystemExit as stopped:
-        raise KeyboardInterrupt from stopped  # how Ray Train answers to the first one: it exits, as if all were done
     except TrainingFailedError as failed:
         raise Unavailable(_first_cause(failed), remedy=f"more is in the logs of {job.work}") from failed
     summary = result.return_value
@@ -271,19 +270,6 @@ def _first_cause(failed: Exception) -> str:
     for rank, cause in sorted(failures.items()):
         return f"worker {rank} failed: {str(cause).strip().splitlines()[-1]}"
     return f"training failed: {str(failed).strip().splitlines()[-1]}"
-
-
-@contextlib.contextmanager
-def _own_interrupts() -> Iterator[None]:
-    """Ray Train's `fit` replaces the handler of SIGINT and leaves it so."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _ray_train_settings() -> dict[str, str]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from services import cluster
 from services.cluster import object_store_bytes
 from services.environment import ENVIRONMENT, quiet_environment
 from services.processes import Process, wait_gone
@@ -111,24 +110,6 @@ def test_what_is_ended_keeps_its_own_handler_and_has_time(tmp_path: Path) -> Non
     child.send_signal(signal.SIGTERM)
     out, _ = child.communicate(timeout=120)
     assert (out, child.returncode) == ("put away\n", 0)
-
-
-def test_what_is_ended_while_ray_starts_is_told_so() -> None:
-    def ended(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    def start() -> None:
-        with cluster._own_terminations():
-            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as `ray.init` does
-            signal.raise_signal(signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, ended)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            start()
-        assert signal.getsignal(signal.SIGTERM) is ended
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.kill
